@@ -1,0 +1,76 @@
+"""How the KV of a request is shaped, and how it is cut for transfer."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from core.model_spec import DTYPE_BYTES, ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvLayout:
+    """KV of one rank: [layer][K, V][token][head][element], elements of `dtype`."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+    block_size: int
+    """Tokens per block."""
+
+    @classmethod
+    def of(cls, spec: ModelSpec, block_size: int) -> "KvLayout":
+        """The layout of a whole model on one rank."""
+        return cls(
+            num_layers=spec.num_layers,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            dtype=spec.dtype,
+            block_size=block_size,
+        )
+
+    @property
+    def layer_bytes_per_token(self) -> int:
+        """Bytes of K and V of one token in one layer."""
+        return 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of K and V of one token in all layers."""
+        return self.num_layers * self.layer_bytes_per_token
+
+    def num_blocks(self, num_tokens: int) -> int:
+        """Blocks that hold `num_tokens` tokens."""
+        return -(-num_tokens // self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class KvRange:
+    """A rectangle of a request's KV: some layers of some tokens, all heads of the rank."""
+
+    layers: range
+    tokens: range
+
+    def num_bytes(self, layout: KvLayout) -> int:
+        """Payload size."""
+        return len(self.layers) * len(self.tokens) * layout.layer_bytes_per_token
+
+
+def layer_groups(layout: KvLayout, *, num_chunk_tokens: int, target_bytes: int) -> list[range]:
+    """Cut the layers so that one chunk's segment is about `target_bytes`: at least one layer.
+
+    A short prompt makes one group of all layers: it goes in one piece (Splitwise, section 4.3).
+    """
+    per_layer = max(1, num_chunk_tokens * layout.layer_bytes_per_token)
+    size = max(1, min(layout.num_layers, -(-target_bytes // per_layer)))
+    return [
+        range(start, min(start + size, layout.num_layers))
+        for start in range(0, layout.num_layers, size)
+    ]
+
+
+def cut_tokens(tokens: range, layers: range, layout: KvLayout, max_bytes: int) -> Iterator[range]:
+    """Cut `tokens` so that no piece over `layers` is above `max_bytes` (at least one token)."""
+    per_token = len(layers) * layout.layer_bytes_per_token
+    step = max(1, max_bytes // per_token)
+    for start in range(tokens.start, tokens.stop, step):
+        yield range(start, min(start + step, tokens.stop))

@@ -1,0 +1,167 @@
+"""The paged KV tensor of one rank, and copies of token ranges out of and into it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from core.model_spec import DTYPE_BYTES, ModelSpec
+
+TORCH_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class _Copier(Protocol):
+    """Moves whole tokens between the cache and a buffer shaped [layer, k/v, token, byte]."""
+
+    def read(self, layers: slice, runs: Sequence[tuple[int, int]], out: np.ndarray) -> None: ...
+
+    def write(
+        self, layers: slice, runs: Sequence[tuple[int, int]], payload: np.ndarray
+    ) -> None: ...
+
+
+class KvCache:
+    """One tensor [num_layers, 2, num_blocks * block_size, num_kv_heads, head_dim].
+
+    `gather` and `scatter` may run in any thread beside a step, as long as nobody else writes the
+    slots they name; both spend their time in copies that do not hold the GIL.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, *, num_blocks: int, block_size: int, device: str = "cpu"
+    ) -> None:
+        self.num_layers = spec.num_layers
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.num_kv_heads = spec.num_kv_heads
+        self.head_dim = spec.head_dim
+        self.dtype = spec.dtype
+        self.bytes_per_token = spec.kv_bytes_per_token
+        """K and V of one token over all layers."""
+        shape = (self.num_layers, 2, num_blocks * block_size, self.num_kv_heads, self.head_dim)
+        # Zeros, not empty: uninitialised memory may hold NaN, which a mask does not silence.
+        self.data = torch.zeros(shape, dtype=TORCH_DTYPES[spec.dtype], device=device)
+        self._copier: _Copier = (
+            HostCopier(self.data) if self.data.device.type == "cpu" else DeviceCopier(self.data)
+        )
+
+    def payload_bytes(self, num_layers: int, num_tokens: int) -> int:
+        """Size of the payload of `num_tokens` tokens in `num_layers` layers."""
+        head_bytes = self.head_dim * DTYPE_BYTES[self.dtype]
+        return num_layers * 2 * num_tokens * self.num_kv_heads * head_bytes
+
+    def gather(self, layers: range, block_ids: Sequence[int], tokens: range) -> np.ndarray:
+        """KV of `tokens` (positions in the request) as flat bytes [layer][k, v][token][head][dim]."""
+        out = np.empty(self._byte_shape(layers, tokens), dtype=np.uint8)
+        self._copier.read(self._layer_slice(layers), self._runs(block_ids, tokens), out)
+        return out.reshape(-1)
+
+    def scatter(
+        self, layers: range, block_ids: Sequence[int], tokens: range, payload: memoryview
+    ) -> None:
+        """Write what `gather` of the same layers and tokens returned, here or elsewhere."""
+        shape = self._byte_shape(layers, tokens)
+        got = np.frombuffer(payload, dtype=np.uint8)
+        if got.size != np.prod(shape):
+            raise ValueError(f"payload of {got.size} bytes for KV of {np.prod(shape)} bytes")
+        runs = self._runs(block_ids, tokens)
+        self._copier.write(self._layer_slice(layers), runs, got.reshape(shape))
+
+    def _byte_shape(self, layers: range, tokens: range) -> tuple[int, int, int, int]:
+        return len(layers), 2, len(tokens), self.payload_bytes(1, 1) // 2
+
+    def _layer_slice(self, layers: range) -> slice:
+        if layers.step != 1 or not 0 <= layers.start <= layers.stop <= self.num_layers:
+            raise ValueError(f"{layers} is not a run of the {self.num_layers} layers")
+        return slice(layers.start, layers.stop)
+
+    def _runs(self, block_ids: Sequence[int], tokens: range) -> list[tuple[int, int]]:
+        if tokens.step != 1 or not 0 <= tokens.start <= tokens.stop:
+            raise ValueError(f"{tokens} is not a run of token positions")
+        if tokens.stop > len(block_ids) * self.block_size:
+            raise ValueError(
+                f"tokens up to {tokens.stop} in {len(block_ids)} blocks of {self.block_size}"
+            )
+        return list(slot_runs(block_ids, tokens, self.block_size))
+
+
+def slot_runs(
+    block_ids: Sequence[int], tokens: range, block_size: int
+) -> Iterator[tuple[int, int]]:
+    """The slots of `tokens` in order, as the fewest (start, stop) runs."""
+    run_start = run_stop = -1
+    position = tokens.start
+    while position < tokens.stop:
+        block, offset = divmod(position, block_size)
+        num_tokens = min(block_size - offset, tokens.stop - position)
+        slot = block_ids[block] * block_size + offset
+        if slot != run_stop:
+            if run_stop > run_start:
+                yield run_start, run_stop
+            run_start = slot
+        run_stop = slot + num_tokens
+        position += num_tokens
+    if run_stop > run_start:
+        yield run_start, run_stop
+
+
+class HostCopier:
+    """numpy copies of bytes, one per run; works for every dtype and any payload alignment."""
+
+    def __init__(self, data: torch.Tensor) -> None:
+        # int16 and the like: numpy knows no bfloat16, and only bytes matter here.
+        self._bytes = _token_bytes(data).numpy()
+
+    def read(self, layers: slice, runs: Sequence[tuple[int, int]], out: np.ndarray) -> None:
+        """Copy the runs, in order, into `out`."""
+        done = 0
+        for start, stop in runs:
+            out[:, :, done : done + stop - start] = self._bytes[layers, :, start:stop]
+            done += stop - start
+
+    def write(self, layers: slice, runs: Sequence[tuple[int, int]], payload: np.ndarray) -> None:
+        """Copy `payload` into the runs, in order."""
+        done = 0
+        for start, stop in runs:
+            self._bytes[layers, :, start:stop] = payload[:, :, done : done + stop - start]
+            done += stop - start
+
+
+class DeviceCopier:
+    """torch copies through a stream of their own, so that they overlap the compute stream.
+
+    The caller gathers only what a finished step or layer wrote: no event is waited for here.
+    """
+
+    def __init__(self, data: torch.Tensor) -> None:
+        self._bytes = _token_bytes(data)
+        self._stream = torch.cuda.Stream(data.device) if data.is_cuda else None
+
+    def read(self, layers: slice, runs: Sequence[tuple[int, int]], out: np.ndarray) -> None:
+        """Copy the runs, in order, into `out`."""
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            picked = self._bytes[layers].index_select(2, self._slots(runs))
+            torch.from_numpy(out).copy_(picked)
+
+    def write(self, layers: slice, runs: Sequence[tuple[int, int]], payload: np.ndarray) -> None:
+        """Copy `payload` into the runs, in order; on the device when this returns."""
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            # A copy first: payloads are often read-only, which torch.from_numpy warns about.
+            given = torch.from_numpy(payload.copy()).to(self._bytes.device)
+            self._bytes[layers].index_copy_(2, self._slots(runs), given)
+            if self._stream is not None:
+                self._stream.synchronize()
+
+    def _slots(self, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
+        slots = np.concatenate([np.arange(start, stop) for start, stop in runs] or [np.empty(0)])
+        return torch.from_numpy(slots.astype(np.int64)).to(self._bytes.device)
+
+
+def _token_bytes(data: torch.Tensor) -> torch.Tensor:
+    """The cache as bytes [layer, k/v, slot, byte], sharing its memory."""
+    return data.view(torch.uint8).flatten(start_dim=3)

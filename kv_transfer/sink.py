@@ -1,0 +1,195 @@
+"""The decode end of one handoff: reservation, credits, coverage, digest and commit; no IO."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from core.blocks import BlockState
+from core.errors import StaleFence
+from core.handoff import SINK, SinkEvent, SinkState
+from core.ids import HandoffId
+from core.kv_layout import KvLayout, KvRange
+from core.request import Fence
+from kv_transfer.stores import Blocks, Pin
+
+_MASK_64 = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A scatter under way: the blocks cannot be handed out before it ends."""
+
+    attempt: Fence
+    range: KvRange
+    block_ids: tuple[int, ...]
+    pin: Pin
+
+
+@dataclass(slots=True, kw_only=True)
+class Sink:
+    """One handoff on the decode side. All methods run on the event loop's thread."""
+
+    handoff_id: HandoffId
+    layout: KvLayout
+    blocks: Blocks
+    fence: Fence
+    max_refetches: int = 3
+    state: SinkState = SinkState.WAITING
+    block_ids: tuple[int, ...] = ()
+    num_tokens: int = 0
+    num_refetches: int = 0
+    num_commits: int = 0
+    expected_digest: int | None = None
+    lost_at_s: float = 0.0
+    _digest: int = 0
+    _covered: list[int] = field(default_factory=list)
+    """Per layer, one bit per token."""
+    _claimed: list[int] = field(default_factory=list)
+    """Like _covered, at the start of each write: a repeated segment is dropped at once."""
+    _writes: set[Pin] = field(default_factory=set)
+
+    def announce(self, num_tokens: int) -> bool:
+        """The prefill has started and will send `num_tokens` tokens. False when late."""
+        if not self._advance(SinkEvent.ANNOUNCE):
+            return False
+        self.num_tokens = num_tokens
+        self._covered = [0] * self.layout.num_layers
+        self._claimed = [0] * self.layout.num_layers
+        return True
+
+    @property
+    def num_missing_blocks(self) -> int:
+        """Blocks to reserve before the whole prompt fits."""
+        return max(0, self.layout.num_blocks(self.num_tokens) - len(self.block_ids))
+
+    @property
+    def can_reserve(self) -> bool:
+        """Announced, and no writer of an earlier attempt still touches the blocks."""
+        return self.state in (SinkState.RESERVING, SinkState.RECEIVING) and not self._writes
+
+    def reserve(self, block_ids: Sequence[int]) -> int:
+        """Add INCOMING blocks to the reservation (perhaps none). Returns the credit in tokens."""
+        if not self.can_reserve and self.state is SinkState.RESERVING:
+            raise StaleFence(f"{self.handoff_id}: a writer of an earlier attempt has not ended")
+        self._advance(SinkEvent.RESERVE)
+        self.block_ids += tuple(block_ids)
+        return min(self.num_tokens, len(self.block_ids) * self.layout.block_size)
+
+    def begin_write(self, attempt: Fence, piece: KvRange) -> Write | None:
+        """Claim one segment's place for a scatter. None: late, repeated or out of bounds."""
+        if attempt != self.fence or not self._fits(piece):
+            return None
+        if not self._advance(SinkEvent.SEGMENT) or self._is_claimed(piece):
+            return None
+        _mark(self._claimed, piece)
+        size = self.layout.block_size
+        ids = self.block_ids[piece.tokens.start // size : self.layout.num_blocks(piece.tokens.stop)]
+        pin = self.blocks.pin(ids)
+        self._writes.add(pin)
+        return Write(attempt, piece, ids, pin)
+
+    def end_write(self, write: Write, digest: int) -> None:
+        """The bytes are in their blocks; `digest` is of what was written."""
+        self._writes.discard(write.pin)
+        self.blocks.unpin(write.pin)
+        if write.attempt == self.fence and self.state is SinkState.RECEIVING:
+            _mark(self._covered, write.range)
+            self._digest = (self._digest + digest) & _MASK_64
+
+    def corrupt(self, attempt: Fence) -> bool:
+        """A segment failed its checksum. True: ask again; False: late, or the limit is reached."""
+        if attempt != self.fence or not self._advance(SinkEvent.CORRUPT):
+            return False
+        self.num_refetches += 1
+        return self.num_refetches <= self.max_refetches
+
+    def end(self, attempt: Fence, digest: int) -> None:
+        """The source has sent everything; its digest."""
+        if attempt == self.fence and self._advance(SinkEvent.END):
+            self.expected_digest = digest
+
+    @property
+    def is_whole(self) -> bool:
+        """Every layer of every token is in its block and the source's digest is known."""
+        full = (1 << self.num_tokens) - 1
+        return (
+            self.state is SinkState.RECEIVING
+            and self.expected_digest is not None
+            and not self._writes
+            and all(bits == full for bits in self._covered)
+        )
+
+    def commit(self) -> bool:
+        """Commit if whole and right. False: the digest is wrong and this prefill is lost."""
+        if self._digest != self.expected_digest:
+            self._advance(SinkEvent.DIGEST_WRONG)
+            return False
+        self._advance(SinkEvent.COMPLETE)
+        self.num_commits += 1
+        self.blocks.move(self.block_ids, BlockState.INCOMING, BlockState.OWNED)
+        return True
+
+    def hand_over(self) -> tuple[int, ...]:
+        """The reserved blocks, in token order, to whoever owns them next; once."""
+        held, self.block_ids = self.block_ids, ()
+        return held
+
+    def lose(self, attempt: Fence, now_s: float) -> bool:
+        """This attempt's prefill cannot deliver. False when it does not matter any more."""
+        if attempt != self.fence or not self._advance(SinkEvent.LOSE):
+            return False
+        self.lost_at_s = now_s
+        return True
+
+    def retarget(self, fence: Fence) -> None:
+        """Another prefill will deliver. Raises StaleFence, or WrongState once committed."""
+        if fence <= self.fence:
+            raise StaleFence(f"{self.handoff_id}: {fence} is not above {self.fence}")
+        self._advance(SinkEvent.RETARGET)
+        self.fence = fence
+        self.num_refetches = 0
+        self.expected_digest = None
+        self._digest = 0
+
+    def stop(self) -> bool:
+        """End it; blocks return as soon as their last writer has. False when it had ended."""
+        return self._advance(SinkEvent.STOP) and self._give_back()
+
+    def expire(self, now_s: float, retarget_wait_s: float) -> bool:
+        """End a lost handoff that nobody retargets; whether it did."""
+        if self.state is not SinkState.LOST or now_s < self.lost_at_s + retarget_wait_s:
+            return False
+        return self._advance(SinkEvent.EXPIRE) and self._give_back()
+
+    def _give_back(self) -> bool:
+        self.blocks.release(self.hand_over())
+        return True
+
+    def _fits(self, piece: KvRange) -> bool:
+        """Inside the model and inside the reservation; empty ranges are not."""
+        layers, tokens = piece.layers, piece.tokens
+        room = min(self.num_tokens, len(self.block_ids) * self.layout.block_size)
+        return (
+            0 <= layers.start < layers.stop <= self.layout.num_layers
+            and 0 <= tokens.start < tokens.stop <= room
+        )
+
+    def _is_claimed(self, piece: KvRange) -> bool:
+        bits = _bits(piece.tokens)
+        return any(self._claimed[layer] & bits for layer in piece.layers)
+
+    def _advance(self, event: SinkEvent) -> bool:
+        state = SINK.advance(self.state, event)
+        if state is None:
+            return False
+        self.state = state
+        return True
+
+
+def _bits(tokens: range) -> int:
+    return ((1 << len(tokens)) - 1) << tokens.start
+
+
+def _mark(masks: list[int], piece: KvRange) -> None:
+    bits = _bits(piece.tokens)
+    for layer in piece.layers:
+        masks[layer] |= bits

@@ -1,0 +1,46 @@
+"""Waiting without haste: bounded pauses, growing delays, one log line per outage."""
+
+import asyncio
+import contextlib
+import logging
+import random
+
+from registry.api import RegistryUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+async def pause(stop: asyncio.Event, duration_s: float) -> None:
+    """Return when `stop` is set or `duration_s` has passed, whichever is first."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(duration_s):
+            await stop.wait()
+
+
+class Outage:
+    """What one loop remembers of failing calls: how often, and whether it was said."""
+
+    FIRST_DELAY_S = 0.25
+    MAX_DELAY_S = 2.0
+    """With a call's own limit of 2 s a heartbeat is back within the 5 s that reliability F6 allows."""
+
+    def __init__(self, who: str, rng: random.Random | None = None) -> None:
+        self._who = who
+        # Only spreads out reconnects: no secret and no result depends on it.
+        self._rng = rng or random.Random()
+        self._num_failures = 0
+
+    def failed(self, error: RegistryUnavailable) -> float:
+        """Note one more failure; how long to wait before the next try, in seconds."""
+        if self._num_failures == 0:
+            logger.warning("registry lost: %s: %s", self._who, error)
+        # The exponent is capped too: an outage of a day must not overflow a float.
+        full_s = min(self.MAX_DELAY_S, self.FIRST_DELAY_S * 2 ** min(self._num_failures, 8))
+        self._num_failures += 1
+        return full_s * self._rng.uniform(0.5, 1.0)
+
+    def ended(self) -> None:
+        """Note a success."""
+        if self._num_failures:
+            logger.info("registry back: %s after %d failures", self._who, self._num_failures)
+        self._num_failures = 0

@@ -1,0 +1,60 @@
+"""Every key Baton keeps in a store: one table, one name per family."""
+
+import re
+from dataclasses import dataclass
+
+from core.errors import ConfigError
+from core.ids import InstanceId
+
+_CLUSTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyFamily:
+    """What one kind of key holds and when it goes."""
+
+    suffix: str
+    """After `baton:{cluster}:`; a final `*` stands for an instance id."""
+    holds: str
+    expires: bool
+    """Whether the store drops it by itself once nobody announces any more."""
+
+
+FAMILIES = (
+    KeyFamily(suffix="member:*", holds="a Member as JSON", expires=True),
+    KeyFamily(suffix="members", holds="sorted set: id by expiry, store's ms", expires=True),
+    KeyFamily(suffix="memory", holds="random word; another one: all was lost", expires=True),
+    KeyFamily(suffix="plan", holds="the plan's text", expires=False),
+)
+
+
+class Keys:
+    """The names of one cluster's keys and its channel.
+
+    The braces are a hash tag: in a clustered store all of them live in one slot, as the scripts
+    over several keys require.
+    """
+
+    def __init__(self, cluster: str) -> None:
+        if not _CLUSTER.fullmatch(cluster):
+            raise ConfigError(("cluster must be 1 to 64 of letters, digits and ._-",))
+        self.prefix = f"baton:{{{cluster}}}:"
+        self.member_prefix = f"{self.prefix}member:"
+        self.members = f"{self.prefix}members"
+        self.memory = f"{self.prefix}memory"
+        self.plan = f"{self.prefix}plan"
+        self.changes_channel = f"{self.prefix}changes"
+
+    def member(self, instance_id: InstanceId) -> str:
+        """Where the record of one member lives."""
+        return self.member_prefix + instance_id
+
+    def declares(self, key: str) -> bool:
+        """Whether `key` belongs to a family of this cluster."""
+        return any(self._in_family(key, family.suffix) for family in FAMILIES)
+
+    def _in_family(self, key: str, suffix: str) -> bool:
+        if suffix.endswith("*"):
+            start = self.prefix + suffix[:-1]
+            return key.startswith(start) and len(key) > len(start)
+        return key == self.prefix + suffix

@@ -1,0 +1,160 @@
+"""A registry inside one process: for tests, for simulations, for a cluster of one."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from core.clock import Clock, MonotonicClock
+from core.errors import ConfigError
+from core.ids import InstanceId
+from core.member import Member
+from registry.api import MAX_PLAN_BYTES, MAX_TTL_S, RegistryUnavailable
+from registry.backoff import pause
+from registry.view import Snapshot, read_records
+from registry.watching import REREAD_S, watch
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    text: str
+    """As JSON, so that what the fake accepts a real store does too."""
+    incarnation: str
+    expires_at_s: float
+
+
+@dataclass(slots=True)
+class MemoryStore:
+    """What several MemoryRegistry handles share, and the faults a test may plant in it."""
+
+    entries: dict[InstanceId, _Entry] = field(default_factory=dict)
+    plan: str | None = None
+    num_flushes: int = 0
+    reachable: bool = True
+    changes: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def nudge(self) -> None:
+        """Wake every watch: something changed, or the test moved its clock."""
+        self.changes.set()
+        self.changes = asyncio.Event()
+
+    def flush(self) -> None:
+        """Forget everything, like FLUSHALL."""
+        self.entries.clear()
+        self.plan = None
+        self.num_flushes += 1
+        self.nudge()
+
+    def set_reachable(self, reachable: bool) -> None:
+        """Let every call fail from now on, or no longer."""
+        self.reachable = reachable
+        self.nudge()
+
+
+class MemoryRegistry:
+    """One handle on a MemoryStore; implements Registry."""
+
+    def __init__(
+        self,
+        store: MemoryStore | None = None,
+        *,
+        clock: Clock | None = None,
+        reread_s: float = REREAD_S,
+    ) -> None:
+        self.store = store or MemoryStore()
+        self._clock = clock or MonotonicClock()
+        self._reread_s = reread_s
+        self._closed = asyncio.Event()
+
+    async def announce(self, member: Member, *, ttl_s: float) -> None:
+        """Publish `member` for `ttl_s` seconds of the clock."""
+        check_ttl(ttl_s)
+        entries = self._live_entries()
+        before = entries.get(member.instance_id)
+        text = member.to_json()
+        entries[member.instance_id] = _Entry(text, member.incarnation, self._clock.now_s() + ttl_s)
+        if before is None or before.text != text:
+            self.store.nudge()
+
+    async def withdraw(self, member: Member) -> None:
+        """Remove this incarnation."""
+        entries = self._live_entries()
+        entry = entries.get(member.instance_id)
+        if entry is not None and entry.incarnation == member.incarnation:
+            del entries[member.instance_id]
+            self.store.nudge()
+
+    async def members(self) -> tuple[Member, ...]:
+        """Who has not expired."""
+        return (await self.snapshot()).members
+
+    async def snapshot(self) -> Snapshot:
+        """One reading of the store."""
+        entries = self._live_entries()
+        records = read_records((key, entry.text) for key, entry in entries.items())
+        return Snapshot(members=records.members, memory=f"memory-{self.store.num_flushes}")
+
+    def watch(self) -> AsyncIterator[tuple[Member, ...]]:
+        """Membership now and after each change."""
+        return watch(_MemorySource(self, self._reread_s, self._closed), self._clock, self._closed)
+
+    async def put_plan(self, text: str) -> None:
+        """Replace the plan."""
+        self._check()
+        check_plan(text)
+        self.store.plan = text
+
+    async def plan(self) -> str | None:
+        """The plan as last put."""
+        self._check()
+        return self.store.plan
+
+    async def close(self) -> None:
+        """End this handle's watches; the store and other handles live on."""
+        self._closed.set()
+        self.store.nudge()
+
+    def _live_entries(self) -> dict[InstanceId, _Entry]:
+        self._check()
+        now_s = self._clock.now_s()
+        entries = self.store.entries
+        for key in [key for key, entry in entries.items() if entry.expires_at_s <= now_s]:
+            del entries[key]
+        return entries
+
+    def _check(self) -> None:
+        if self._closed.is_set():
+            raise RegistryUnavailable("registry is closed")
+        if not self.store.reachable:
+            raise RegistryUnavailable("memory store was made unreachable")
+
+
+class _MemorySource:
+    def __init__(self, registry: MemoryRegistry, reread_s: float, closed: asyncio.Event) -> None:
+        self._registry = registry
+        self._reread_s = reread_s
+        self._closed = closed
+        self._seen = registry.store.changes
+
+    async def snapshot(self) -> Snapshot:
+        # Taken before reading: a change while the reader is busy is then still to come.
+        self._seen = self._registry.store.changes
+        return await self._registry.snapshot()
+
+    async def changed(self) -> None:
+        await pause(self._seen, self._reread_s)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def check_ttl(ttl_s: float) -> None:
+    """Refuse a time to live that no heartbeat can mean."""
+    if not 0.001 <= ttl_s <= MAX_TTL_S:
+        raise ConfigError((f"ttl_s must be 0.001 to {MAX_TTL_S}, got {ttl_s}",))
+
+
+def check_plan(text: str) -> None:
+    """Refuse a plan past its bound, before anything is sent."""
+    num_bytes = len(text.encode())
+    if num_bytes > MAX_PLAN_BYTES:
+        raise ConfigError((f"plan of {num_bytes} bytes, limit {MAX_PLAN_BYTES}",))

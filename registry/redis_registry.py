@@ -1,0 +1,192 @@
+"""The registry in a Redis-compatible store; the only module that speaks to one."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from core.clock import Clock, MonotonicClock
+from core.member import MAX_MEMBER_JSON_BYTES, Member
+from registry import scripts
+from registry.api import MAX_PLAN_BYTES, RegistryUnavailable
+from registry.keys import Keys
+from registry.memory import check_plan, check_ttl
+from registry.view import Snapshot, read_records
+from registry.watching import REREAD_S, watch
+
+if TYPE_CHECKING:
+    from redis.asyncio.client import PubSub
+
+logger = logging.getLogger(__name__)
+
+CALL_TIMEOUT_S = 2.0
+"""Connect and one round trip, 1 s each: a store in the same building needs milliseconds."""
+MAX_MEMBERS = 1024
+"""Read at most; 64 MiB at the very worst, 0.5 MiB in earnest."""
+MAX_NUDGES_AT_ONCE = 1000
+"""Taken together before one reading; the rest cause another."""
+
+
+class RedisRegistry:
+    """Implements Registry over one client, which it owns. `where` names the store in errors."""
+
+    def __init__(
+        self,
+        client: Redis,
+        keys: Keys,
+        *,
+        where: str,
+        clock: Clock | None = None,
+        reread_s: float = REREAD_S,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._where = where
+        self._clock = clock or MonotonicClock()
+        self._reread_s = reread_s
+        self._closed = asyncio.Event()
+        self._unreadable: dict[str, str] = {}
+
+    async def announce(self, member: Member, *, ttl_s: float) -> None:
+        """Publish `member` for `ttl_s` seconds of the store's clock."""
+        check_ttl(ttl_s)
+        keys = (self._keys.member(member.instance_id), self._keys.members, self._keys.memory)
+        args = (
+            member.instance_id,
+            member.to_json(),
+            round(ttl_s * 1000),
+            secrets.token_hex(8),
+            self._keys.changes_channel,
+        )
+        await self._script(scripts.ANNOUNCE, keys, args)
+
+    async def withdraw(self, member: Member) -> None:
+        """Remove this incarnation."""
+        keys = (self._keys.member(member.instance_id), self._keys.members)
+        args = (member.instance_id, member.incarnation, self._keys.changes_channel)
+        await self._script(scripts.WITHDRAW, keys, args)
+
+    async def members(self) -> tuple[Member, ...]:
+        """Who has not expired."""
+        return (await self.snapshot()).members
+
+    async def snapshot(self) -> Snapshot:
+        """One reading of the store, in one round trip."""
+        reply = await self._script(
+            scripts.READ,
+            (self._keys.members, self._keys.memory),
+            # One byte more than allowed: a longer record must be seen to be too long.
+            (self._keys.member_prefix, MAX_MEMBERS, MAX_MEMBER_JSON_BYTES + 1),
+        )
+        memory, *flat = [_text(item) for item in reply]
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        records = read_records((key, text) for key, text in pairs if text)
+        self._report(records.problems)
+        return Snapshot(members=records.members, memory=memory)
+
+    def watch(self) -> AsyncIterator[tuple[Member, ...]]:
+        """Membership now and after each change."""
+        return watch(_RedisSource(self, self._reread_s), self._clock, self._closed)
+
+    async def put_plan(self, text: str) -> None:
+        """Replace the plan."""
+        check_plan(text)
+        await self.call(self._client.set(self._keys.plan, text))
+
+    async def plan(self) -> str | None:
+        """The plan as last put."""
+        # A range bounds what a damaged store can make us read; an absent key reads as empty.
+        data = await self.call(self._client.getrange(self._keys.plan, 0, MAX_PLAN_BYTES))
+        return _text(data) or None
+
+    async def close(self) -> None:
+        """End all watches and drop all connections."""
+        self._closed.set()
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await self._client.aclose()
+                await self._client.connection_pool.disconnect()
+
+    def subscription(self) -> "PubSub":
+        """A fresh listener for changes, not yet subscribed."""
+        return self._client.pubsub(ignore_subscribe_messages=True)
+
+    async def subscribe(self, listener: "PubSub") -> None:
+        """Let `listener` hear of changes."""
+        await self.call(listener.subscribe(self._keys.changes_channel))
+
+    async def call(self, operation: Any, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        """Await one operation of the client, bounded, its errors as ours."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                result = await cast("Awaitable[Any]", operation)
+        except (RedisError, OSError, TimeoutError) as error:
+            # Bounded: the text may come from the store.
+            raise RegistryUnavailable(
+                f"{self._where}: {type(error).__name__}: {str(error)[:200]}"
+            ) from error
+        if self._closed.is_set():
+            raise RegistryUnavailable("registry is closed")
+        return result
+
+    async def _script(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        if self._closed.is_set():
+            raise RegistryUnavailable("registry is closed")
+        return await self.call(self._client.eval(script, len(keys), *keys, *args))
+
+    def _report(self, problems: dict[str, str]) -> None:
+        for instance_id in problems.keys() - self._unreadable.keys():
+            # The id is the store's word: `%r` keeps it on one line.
+            logger.warning("member left out: %r: %s", instance_id[:128], problems[instance_id])
+        self._unreadable = problems
+
+
+class _RedisSource:
+    """Polls, and subscribes to be nudged in between."""
+
+    def __init__(self, registry: RedisRegistry, reread_s: float) -> None:
+        self._registry = registry
+        self._reread_s = reread_s
+        self._listener: PubSub | None = None
+
+    async def snapshot(self) -> Snapshot:
+        return await self._registry.snapshot()
+
+    async def changed(self) -> None:
+        try:
+            if self._listener is None:
+                self._listener = self._registry.subscription()
+                # Returns at once, to read again: a change before the subscription was not heard.
+                await self._registry.subscribe(self._listener)
+            else:
+                await self._nudged(self._listener)
+        except RegistryUnavailable:
+            await self.close()
+            raise
+
+    async def _nudged(self, listener: "PubSub") -> None:
+        timeout_s = self._reread_s
+        for _ in range(MAX_NUDGES_AT_ONCE):
+            message = await self._registry.call(
+                listener.get_message(timeout=timeout_s), timeout_s=timeout_s + CALL_TIMEOUT_S
+            )
+            if message is None:
+                return
+            timeout_s = 0.0
+
+    async def close(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    await listener.aclose()
+
+
+def _text(item: Any) -> str:
+    """What the store sent, as text; damage becomes characters that no record may hold."""
+    return item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item)

@@ -1,0 +1,72 @@
+"""From what the store says to who is taken to be in the cluster; no IO."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from core.ids import InstanceId
+from core.member import InvalidMember, Member
+
+REJOIN_GRACE_S = 5.0
+"""How long members of a store that lost its memory are kept: the living announce themselves again
+within a heartbeat of 1 s, or 2 s backoff + 2 s call limit when the store was away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """One reading of the store."""
+
+    members: tuple[Member, ...]
+    memory: str
+    """Changes when the store lost what it knew; empty while nobody announced since."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """The readable members, and the ids of those left out, with why."""
+
+    members: tuple[Member, ...]
+    problems: dict[str, str]
+
+
+def read_records(records: Iterable[tuple[str, str]]) -> Records:
+    """Parse (instance id, JSON) pairs; one damaged record never hides the others."""
+    members, problems = [], {}
+    for instance_id, text in records:
+        try:
+            member = Member.from_json(text)
+        except InvalidMember as error:
+            problems[instance_id] = str(error)
+            continue
+        if member.instance_id == instance_id:
+            members.append(member)
+        else:
+            problems[instance_id] = "names another instance"
+    return Records(members=_sorted(members), problems=problems)
+
+
+class MembershipView:
+    """Tells members that left from a store that forgot them."""
+
+    def __init__(self) -> None:
+        self._memory = ""
+        self._shown: tuple[Member, ...] = ()
+        self._held: dict[InstanceId, Member] = {}
+        self._held_until_s = 0.0
+
+    def observe(self, snapshot: Snapshot, now_s: float) -> tuple[Member, ...]:
+        """Who is taken to be there after this reading, by instance id."""
+        if snapshot.memory != self._memory:
+            self._memory = snapshot.memory
+            self._held = {m.instance_id: m for m in self._shown}
+            self._held_until_s = now_s + REJOIN_GRACE_S
+        if now_s >= self._held_until_s:
+            self._held = {}
+        for member in snapshot.members:
+            # Announced again: from here on its own record speaks, and its end too.
+            self._held.pop(member.instance_id, None)
+        self._shown = _sorted([*self._held.values(), *snapshot.members])
+        return self._shown
+
+
+def _sorted(members: Iterable[Member]) -> tuple[Member, ...]:
+    return tuple(sorted(members, key=lambda m: m.instance_id))
