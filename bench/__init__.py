@@ -1,0 +1,1 @@
+"""Measured claims: every benchmark runs its baseline beside what it measures, and prints ratios."""

@@ -1,0 +1,1 @@
+"""`baton`: names its subcommands; each imports what it needs only when called."""

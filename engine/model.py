@@ -77,14 +77,14 @@ def _weight_files(model_dir: Path) -> list[Path]:
 def _config(model_dir: Path) -> Any:  # noqa: ANN401  transformers' configs are duck-typed
     try:
         return AutoConfig.from_pretrained(model_dir, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # validators of every architecture raise what they like
         raise ModelError(f"{model_dir}: config.json cannot be used: {error}") from error
 
 
 def _module(model_dir: Path, dtype: torch.dtype) -> torch.nn.Module:
     _register_attention()
     try:
-        module, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_dir,
             dtype=dtype,
             attn_implementation=attention.NAME,
@@ -92,8 +92,9 @@ def _module(model_dir: Path, dtype: torch.dtype) -> torch.nn.Module:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+    except Exception as error:  # as above: whatever it is, the checkpoint cannot be served
         raise ModelError(f"{model_dir}: cannot be loaded: {error}") from error
+    module, report = loaded
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if found := report.get(problem):
             raise ModelError(f"{model_dir}: {problem.replace('_', ' ')}: {_some(found)}")

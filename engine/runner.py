@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Runner:
     """Runs one step at a time, in whatever thread calls it."""
 
-    def __init__(  # noqa: PLR0913  the sizes of one rank
+    def __init__(
         self,
         model: LoadedModel,
         *,
@@ -119,7 +119,7 @@ class EventNotifier:
         self._pending: tuple[int, torch.cuda.Event] | None = None
 
     def __call__(self, layer: int) -> None:
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         self.finish()
         self._pending = layer, event

@@ -98,9 +98,7 @@ def _draw(logits: torch.Tensor, specs: Sequence[SampleSpec]) -> torch.Tensor:
     probs = scores.softmax(dim=-1)
     probs = _keep_top_p(probs, [spec.sampling.top_p for spec in specs])
     probs = _keep_min_p(probs, [spec.sampling.min_p for spec in specs])
-    numbers = [
-        uniform(spec.sampling.seed, spec.child_index, spec.position) for spec in specs
-    ]
+    numbers = [uniform(spec.sampling.seed, spec.child_index, spec.position) for spec in specs]
     cdf = probs.cumsum(dim=-1)
     total = cdf[:, -1:]
     # Below the total even after rounding, so that the last kept token ends the search.
@@ -133,12 +131,19 @@ def _keep_top_p(probs: torch.Tensor, top_p: Sequence[float]) -> torch.Tensor:
     wanted = _column([top_p[i] for i in rows], probs)
     subset = probs[index]
     best = subset.topk(min(TOP_P_CANDIDATES, subset.shape[1]), dim=-1).values
-    if bool((best.sum(dim=-1, keepdim=True) < wanted).any()):
-        best = subset.sort(dim=-1, descending=True).values
-    sums = best.cumsum(dim=-1)
-    places = (sums < wanted).sum(dim=-1, keepdim=True).clamp_max(best.shape[1] - 1)
-    probs[index] = subset.masked_fill(subset < best.gather(1, places), 0.0)
+    floor = _nucleus_floor(best, wanted)
+    flat = (best.sum(dim=-1) < wanted[:, 0]).nonzero()[:, 0]
+    if len(flat):
+        ordered = subset[flat].sort(dim=-1, descending=True).values
+        floor[flat] = _nucleus_floor(ordered, wanted[flat])
+    probs[index] = subset.masked_fill(subset < floor, 0.0)
     return probs
+
+
+def _nucleus_floor(descending: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Probability of the first token with which the sum reaches what is wanted."""
+    num_before = (descending.cumsum(dim=-1) < wanted).sum(dim=-1, keepdim=True)
+    return descending.gather(1, num_before.clamp_max(descending.shape[1] - 1))
 
 
 def _keep_min_p(probs: torch.Tensor, min_p: Sequence[float]) -> torch.Tensor:

@@ -24,15 +24,12 @@ class PrefillSpan:
     rows: slice
     start: int
     """Tokens of the request before the chunk."""
+    stop: int
+    """Tokens of the request up to and with the chunk."""
     index: SlotIndex
     """Slots of all tokens up to the chunk's end."""
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
-    """By sliding window."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Query rows."""
-        return self.rows.stop - self.rows.start
+    """By sliding window; made by the first layer that needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +45,6 @@ class DecodeGroup:
     """Slots of [entry, max_length], flat. Padding names the request's own first slot, so that what
     other requests left behind (NaN survives a mask) never gets near."""
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def num_entries(self) -> int:
-        """Query rows."""
-        return self.rows.stop - self.rows.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +117,9 @@ def _prefill_spans(
 ) -> Iterator[PrefillSpan]:
     row = 0
     for chunk, chunk_slots in zip(chunks, slots, strict=False):
-        num_tokens = len(chunk.token_ids)
-        yield PrefillSpan(slice(row, row + num_tokens), chunk.start, _index(chunk_slots, device))
-        row += num_tokens
+        rows = slice(row, row + len(chunk.token_ids))
+        yield PrefillSpan(rows, chunk.start, chunk.stop, _index(chunk_slots, device))
+        row = rows.stop
 
 
 def _decode_groups(slots: Sequence[Slots], num_rows: int, device: str) -> Iterator[DecodeGroup]:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from core.errors import BatonError
+from core.errors import BatonError, ConfigError
 from core.member import Member
 
 MAX_PLAN_BYTES = 1024 * 1024
@@ -40,13 +40,13 @@ class Registry(Protocol):
     def watch(self) -> AsyncIterator[tuple[Member, ...]]:
         """Membership now and after each change, until `close`.
 
-        Keeps quiet while the store is away. Members of a store that lost its memory are shown
-        for `view.REJOIN_GRACE_S` more, within which the living announce themselves again.
+        Keeps quiet while the store is away. When it comes back, or lost its memory, those last
+        known are shown for `view.REJOIN_GRACE_S` more: the living announce themselves in time.
         """
         ...
 
     async def put_plan(self, text: str) -> None:
-        """Replace the plan; at most MAX_PLAN_BYTES."""
+        """Replace the plan; at most MAX_PLAN_BYTES. An empty one is none."""
         ...
 
     async def plan(self) -> str | None:
@@ -56,3 +56,16 @@ class Registry(Protocol):
     async def close(self) -> None:
         """End all watches and drop all connections; idempotent."""
         ...
+
+
+def check_ttl(ttl_s: float) -> None:
+    """Refuse a time to live that no heartbeat can mean."""
+    if not 0.001 <= ttl_s <= MAX_TTL_S:
+        raise ConfigError((f"ttl_s must be 0.001 to {MAX_TTL_S}, got {ttl_s}",))
+
+
+def check_plan(text: str) -> None:
+    """Refuse a plan past its bound, before anything is sent."""
+    num_bytes = len(text.encode())
+    if num_bytes > MAX_PLAN_BYTES:
+        raise ConfigError((f"plan of {num_bytes} bytes, limit {MAX_PLAN_BYTES}",))

@@ -22,7 +22,7 @@ class Outage:
 
     FIRST_DELAY_S = 0.25
     MAX_DELAY_S = 2.0
-    """With a call's own limit of 2 s a heartbeat is back within the 5 s that reliability F6 allows."""
+    """With a call's limit of 2 s a heartbeat is back within the 5 s of reliability F6."""
 
     def __init__(self, who: str, rng: random.Random | None = None) -> None:
         self._who = who
@@ -35,7 +35,7 @@ class Outage:
         if self._num_failures == 0:
             logger.warning("registry lost: %s: %s", self._who, error)
         # The exponent is capped too: an outage of a day must not overflow a float.
-        full_s = min(self.MAX_DELAY_S, self.FIRST_DELAY_S * 2 ** min(self._num_failures, 8))
+        full_s = min(self.MAX_DELAY_S, self.FIRST_DELAY_S * 2.0 ** min(self._num_failures, 8))
         self._num_failures += 1
         return full_s * self._rng.uniform(0.5, 1.0)
 

@@ -4,7 +4,7 @@ import ssl
 from collections.abc import Iterator
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -13,28 +13,26 @@ from core.errors import ConfigError
 from registry.api import Registry
 from registry.keys import Keys
 from registry.redis_registry import RedisRegistry
-from registry.watching import REREAD_S
+from registry.watching import DEFAULT_PACE, WatchPace
 
 SOCKET_TIMEOUT_S = 1.0
 """For a connect and for an answer; see redis_registry.CALL_TIMEOUT_S."""
 PING_IDLE_S = 10
 """Of a listener that hears nothing: finds connections that died without a word."""
 MAX_CONNECTIONS = 32
-"""One per watch and one per call at the same time; an instance needs three."""
+"""One per watch and one per call at the same time; further calls wait, within their limit."""
 TLS_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 """Query parameters of a rediss:// URL; everything else would loosen our bounds or the check."""
 
 
 def connect(
-    url: str, cluster: str, *, clock: Clock | None = None, reread_s: float = REREAD_S
+    url: str, cluster: str, *, clock: Clock | None = None, pace: WatchPace = DEFAULT_PACE
 ) -> Registry:
     """A registry over redis:// or rediss:// (TLS 1.3); connects on first use."""
     parts = _split(url)
     if problems := tuple(_problems(parts)):
         raise ConfigError(problems)
-    return RedisRegistry(
-        _client(parts), Keys(cluster), where=redacted(url), clock=clock, reread_s=reread_s
-    )
+    return RedisRegistry(_client(parts), Keys(cluster), where=redacted(url), clock=clock, pace=pace)
 
 
 def redacted(url: str) -> str:
@@ -73,9 +71,11 @@ def _problems(parts: SplitResult) -> Iterator[str]:
 
 
 def _client(parts: SplitResult) -> Redis:
-    tls = {name: values[0] for name, values in parse_qs(parts.query).items()}
-    return Redis(
-        host=parts.hostname or "",
+    pool = BlockingConnectionPool(
+        max_connections=MAX_CONNECTIONS,
+        timeout=SOCKET_TIMEOUT_S,
+        connection_class=SSLConnection if parts.scheme == "rediss" else Connection,
+        host=parts.hostname,
         port=parts.port or 6379,
         db=int(parts.path.strip("/") or 0),
         username=unquote(parts.username) if parts.username else None,
@@ -84,12 +84,15 @@ def _client(parts: SplitResult) -> Redis:
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=SOCKET_TIMEOUT_S,
         health_check_interval=PING_IDLE_S,
-        max_connections=MAX_CONNECTIONS,
         # Once, at once: a pooled connection may be from before the store's restart.
         retry=Retry(NoBackoff(), retries=1),
-        ssl=parts.scheme == "rediss",
-        ssl_min_version=ssl.TLSVersion.TLSv1_3,
-        ssl_ca_certs=tls.get("ssl_ca_certs"),
-        ssl_certfile=tls.get("ssl_certfile"),
-        ssl_keyfile=tls.get("ssl_keyfile"),
+        **_tls(parts),
     )
+    return Redis.from_pool(pool)
+
+
+def _tls(parts: SplitResult) -> dict[str, object]:
+    if parts.scheme != "rediss":
+        return {}
+    files = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    return {"ssl_min_version": ssl.TLSVersion.TLSv1_3, **files}

@@ -1,17 +1,16 @@
 """A registry inside one process: for tests, for simulations, for a cluster of one."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from core.clock import Clock, MonotonicClock
-from core.errors import ConfigError
 from core.ids import InstanceId
 from core.member import Member
-from registry.api import MAX_PLAN_BYTES, MAX_TTL_S, RegistryUnavailable
+from registry.api import RegistryUnavailable, check_plan, check_ttl
 from registry.backoff import pause
 from registry.view import Snapshot, read_records
-from registry.watching import REREAD_S, watch
+from registry.watching import DEFAULT_PACE, WatchPace, watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +57,11 @@ class MemoryRegistry:
         store: MemoryStore | None = None,
         *,
         clock: Clock | None = None,
-        reread_s: float = REREAD_S,
+        pace: WatchPace = DEFAULT_PACE,
     ) -> None:
         self.store = store or MemoryStore()
         self._clock = clock or MonotonicClock()
-        self._reread_s = reread_s
+        self._pace = pace
         self._closed = asyncio.Event()
 
     async def announce(self, member: Member, *, ttl_s: float) -> None:
@@ -93,9 +92,10 @@ class MemoryRegistry:
         records = read_records((key, entry.text) for key, entry in entries.items())
         return Snapshot(members=records.members, memory=f"memory-{self.store.num_flushes}")
 
-    def watch(self) -> AsyncIterator[tuple[Member, ...]]:
+    def watch(self) -> AsyncGenerator[tuple[Member, ...], None]:
         """Membership now and after each change."""
-        return watch(_MemorySource(self, self._reread_s, self._closed), self._clock, self._closed)
+        source = _MemorySource(self, self._pace.reread_s)
+        return watch(source, self._pace, self._clock, self._closed)
 
     async def put_plan(self, text: str) -> None:
         """Replace the plan."""
@@ -106,7 +106,7 @@ class MemoryRegistry:
     async def plan(self) -> str | None:
         """The plan as last put."""
         self._check()
-        return self.store.plan
+        return self.store.plan or None
 
     async def close(self) -> None:
         """End this handle's watches; the store and other handles live on."""
@@ -129,10 +129,9 @@ class MemoryRegistry:
 
 
 class _MemorySource:
-    def __init__(self, registry: MemoryRegistry, reread_s: float, closed: asyncio.Event) -> None:
+    def __init__(self, registry: MemoryRegistry, reread_s: float) -> None:
         self._registry = registry
         self._reread_s = reread_s
-        self._closed = closed
         self._seen = registry.store.changes
 
     async def snapshot(self) -> Snapshot:
@@ -145,16 +144,3 @@ class _MemorySource:
 
     async def close(self) -> None:
         """Nothing is held."""
-
-
-def check_ttl(ttl_s: float) -> None:
-    """Refuse a time to live that no heartbeat can mean."""
-    if not 0.001 <= ttl_s <= MAX_TTL_S:
-        raise ConfigError((f"ttl_s must be 0.001 to {MAX_TTL_S}, got {ttl_s}",))
-
-
-def check_plan(text: str) -> None:
-    """Refuse a plan past its bound, before anything is sent."""
-    num_bytes = len(text.encode())
-    if num_bytes > MAX_PLAN_BYTES:
-        raise ConfigError((f"plan of {num_bytes} bytes, limit {MAX_PLAN_BYTES}",))

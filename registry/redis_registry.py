@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -13,11 +14,10 @@ from redis.exceptions import RedisError
 from core.clock import Clock, MonotonicClock
 from core.member import MAX_MEMBER_JSON_BYTES, Member
 from registry import scripts
-from registry.api import MAX_PLAN_BYTES, RegistryUnavailable
+from registry.api import MAX_PLAN_BYTES, RegistryUnavailable, check_plan, check_ttl
 from registry.keys import Keys
-from registry.memory import check_plan, check_ttl
 from registry.view import Snapshot, read_records
-from registry.watching import REREAD_S, watch
+from registry.watching import DEFAULT_PACE, WatchPace, watch
 
 if TYPE_CHECKING:
     from redis.asyncio.client import PubSub
@@ -42,13 +42,13 @@ class RedisRegistry:
         *,
         where: str,
         clock: Clock | None = None,
-        reread_s: float = REREAD_S,
+        pace: WatchPace = DEFAULT_PACE,
     ) -> None:
         self._client = client
         self._keys = keys
         self._where = where
         self._clock = clock or MonotonicClock()
-        self._reread_s = reread_s
+        self._pace = pace
         self._closed = asyncio.Event()
         self._unreadable: dict[str, str] = {}
 
@@ -83,34 +83,34 @@ class RedisRegistry:
             # One byte more than allowed: a longer record must be seen to be too long.
             (self._keys.member_prefix, MAX_MEMBERS, MAX_MEMBER_JSON_BYTES + 1),
         )
+        if not isinstance(reply, list) or len(reply) % 2 != 1:
+            raise RegistryUnavailable(f"{self._where}: not a reply to our script")
         memory, *flat = [_text(item) for item in reply]
         pairs = zip(flat[::2], flat[1::2], strict=True)
         records = read_records((key, text) for key, text in pairs if text)
         self._report(records.problems)
         return Snapshot(members=records.members, memory=memory)
 
-    def watch(self) -> AsyncIterator[tuple[Member, ...]]:
+    def watch(self) -> AsyncGenerator[tuple[Member, ...], None]:
         """Membership now and after each change."""
-        return watch(_RedisSource(self, self._reread_s), self._clock, self._closed)
+        source = _RedisSource(self, self._pace.reread_s)
+        return watch(source, self._pace, self._clock, self._closed)
 
     async def put_plan(self, text: str) -> None:
         """Replace the plan."""
         check_plan(text)
-        await self.call(self._client.set(self._keys.plan, text))
+        await self.call(lambda: self._client.set(self._keys.plan, text))
 
     async def plan(self) -> str | None:
         """The plan as last put."""
         # A range bounds what a damaged store can make us read; an absent key reads as empty.
-        data = await self.call(self._client.getrange(self._keys.plan, 0, MAX_PLAN_BYTES))
+        data = await self.call(lambda: self._client.getrange(self._keys.plan, 0, MAX_PLAN_BYTES))
         return _text(data) or None
 
     async def close(self) -> None:
         """End all watches and drop all connections."""
         self._closed.set()
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                await self._client.aclose()
-                await self._client.connection_pool.disconnect()
+        await self._disconnect()
 
     def subscription(self) -> "PubSub":
         """A fresh listener for changes, not yet subscribed."""
@@ -118,26 +118,39 @@ class RedisRegistry:
 
     async def subscribe(self, listener: "PubSub") -> None:
         """Let `listener` hear of changes."""
-        await self.call(listener.subscribe(self._keys.changes_channel))
+        await self.call(lambda: listener.subscribe(self._keys.changes_channel))
 
-    async def call(self, operation: Any, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
-        """Await one operation of the client, bounded, its errors as ours."""
+    async def call(
+        self, operation: Callable[[], object], *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> object:
+        """Await what `operation` begins: bounded, its errors as ours, never after `close`."""
+        self._check_open()
         try:
             async with asyncio.timeout(timeout_s):
-                result = await cast("Awaitable[Any]", operation)
+                # The client's own types allow for its synchronous twin.
+                result = await cast("Awaitable[object]", operation())
         except (RedisError, OSError, TimeoutError) as error:
-            # Bounded: the text may come from the store.
-            raise RegistryUnavailable(
-                f"{self._where}: {type(error).__name__}: {str(error)[:200]}"
-            ) from error
+            # Cut: the text may come from the store.
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise RegistryUnavailable(f"{self._where}: {reason}") from error
         if self._closed.is_set():
-            raise RegistryUnavailable("registry is closed")
+            # The client reconnects by itself, also a call that `close` found in flight.
+            await self._disconnect()
+        self._check_open()
         return result
 
-    async def _script(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+    async def _script(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> object:
+        return await self.call(lambda: self._client.eval(script, len(keys), *keys, *args))
+
+    async def _disconnect(self) -> None:
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await self._client.aclose()
+                await self._client.connection_pool.disconnect()
+
+    def _check_open(self) -> None:
         if self._closed.is_set():
-            raise RegistryUnavailable("registry is closed")
-        return await self.call(self._client.eval(script, len(keys), *keys, *args))
+            raise RegistryUnavailable(f"{self._where}: this handle is closed")
 
     def _report(self, problems: dict[str, str]) -> None:
         for instance_id in problems.keys() - self._unreadable.keys():
@@ -173,7 +186,8 @@ class _RedisSource:
         timeout_s = self._reread_s
         for _ in range(MAX_NUDGES_AT_ONCE):
             message = await self._registry.call(
-                listener.get_message(timeout=timeout_s), timeout_s=timeout_s + CALL_TIMEOUT_S
+                partial(listener.get_message, timeout=timeout_s),
+                timeout_s=timeout_s + CALL_TIMEOUT_S,
             )
             if message is None:
                 return
@@ -184,9 +198,9 @@ class _RedisSource:
         if listener is not None:
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 async with asyncio.timeout(CALL_TIMEOUT_S):
-                    await listener.aclose()
+                    await listener.aclose()  # type: ignore[no-untyped-call]
 
 
-def _text(item: Any) -> str:
+def _text(item: object) -> str:
     """What the store sent, as text; damage becomes characters that no record may hold."""
     return item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item)

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from core.ids import InstanceId
 from core.member import InvalidMember, Member
+
+if TYPE_CHECKING:
+    from core.ids import InstanceId
 
 REJOIN_GRACE_S = 5.0
 """How long members of a store that lost its memory are kept: the living announce themselves again
@@ -45,26 +48,31 @@ def read_records(records: Iterable[tuple[str, str]]) -> Records:
 
 
 class MembershipView:
-    """Tells members that left from a store that forgot them."""
+    """Tells members that left from a store that forgot them, or could not be told of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, rejoin_grace_s: float = REJOIN_GRACE_S) -> None:
+        self._rejoin_grace_s = rejoin_grace_s
         self._memory = ""
         self._shown: tuple[Member, ...] = ()
         self._held: dict[InstanceId, Member] = {}
         self._held_until_s = 0.0
+        self._is_blind = False
+
+    def lost_sight(self) -> None:
+        """A reading failed: the members, too, may have been unable to announce themselves."""
+        self._is_blind = True
 
     def observe(self, snapshot: Snapshot, now_s: float) -> tuple[Member, ...]:
         """Who is taken to be there after this reading, by instance id."""
-        if snapshot.memory != self._memory:
-            self._memory = snapshot.memory
+        if self._is_blind or snapshot.memory != self._memory:
+            self._is_blind, self._memory = False, snapshot.memory
             self._held = {m.instance_id: m for m in self._shown}
-            self._held_until_s = now_s + REJOIN_GRACE_S
+            self._held_until_s = now_s + self._rejoin_grace_s
         if now_s >= self._held_until_s:
             self._held = {}
-        for member in snapshot.members:
-            # Announced again: from here on its own record speaks, and its end too.
-            self._held.pop(member.instance_id, None)
-        self._shown = _sorted([*self._held.values(), *snapshot.members])
+        # Held even when read again: the record may be an old one, about to expire while its member
+        # still waits to try again.
+        self._shown = _sorted((self._held | {m.instance_id: m for m in snapshot.members}).values())
         return self._shown
 
 

@@ -1,17 +1,27 @@
 """The one watch loop: read, show what changed, wait for a nudge; keep quiet through outages."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Protocol
 
 from core.clock import Clock
 from core.member import Member
 from registry.api import RegistryUnavailable
 from registry.backoff import Outage, pause
-from registry.view import MembershipView, Snapshot
+from registry.view import REJOIN_GRACE_S, MembershipView, Snapshot
 
-REREAD_S = 2.0
-"""Between readings when nobody nudges: expiry is not announced by anyone."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchPace:
+    """How fast a watch sees what nobody tells it, and how long it trusts what it saw."""
+
+    reread_s: float = 2.0
+    """Between readings when nobody nudges: expiry is not announced by anyone."""
+    rejoin_grace_s: float = REJOIN_GRACE_S
+
+
+DEFAULT_PACE = WatchPace()
 
 
 class Source(Protocol):
@@ -22,7 +32,7 @@ class Source(Protocol):
         ...
 
     async def changed(self) -> None:
-        """Return soon after a change, and after the re-read time at the latest.
+        """Return soon after a change, and after `WatchPace.reread_s` at the latest.
 
         May return for no reason. Raises RegistryUnavailable.
         """
@@ -34,16 +44,17 @@ class Source(Protocol):
 
 
 async def watch(
-    source: Source, clock: Clock, closed: asyncio.Event
-) -> AsyncIterator[tuple[Member, ...]]:
+    source: Source, pace: WatchPace, clock: Clock, closed: asyncio.Event
+) -> AsyncGenerator[tuple[Member, ...], None]:
     """Membership now and after each change, until `closed` is set."""
-    view, outage = MembershipView(), Outage("watch")
+    view, outage = MembershipView(pace.rejoin_grace_s), Outage("watch")
     shown: tuple[Member, ...] | None = None
     try:
         while not closed.is_set():
             try:
                 members = view.observe(await source.snapshot(), clock.now_s())
             except RegistryUnavailable as error:
+                view.lost_sight()
                 await pause(closed, outage.failed(error))
                 continue
             outage.ended()

@@ -1,0 +1,1 @@
+"""What an instance is, minus the phases: the step loop, its blocks, its books and its servers."""

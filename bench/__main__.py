@@ -1,0 +1,38 @@
+"""`python -m bench NAME [--json FILE] [--quick]`."""
+
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+NAMES = ("smoke",)
+
+app = typer.Typer(add_completion=False, help="Measure Baton's claims, baselines in the same run.")
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(NAMES)}.")] = "smoke",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write JSON here.")] = None,
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions, same bars.")] = False,
+) -> None:
+    """Run one benchmark; exit status 1 when a bar does not hold."""
+    console = Console(stderr=False)
+    if name not in NAMES:
+        console.print(f"no benchmark {name!r}; there are: {', '.join(NAMES)}")
+        raise typer.Exit(2)
+    with console.status(f"bench {name}") as status:
+        module = importlib.import_module(f"bench.{name}")
+        report = module.measure(quick=quick, on_progress=lambda text: status.update(text))
+    report.show(console)
+    if json_file is not None:
+        report.write(json_file)
+    if report.num_holding < len(report.bars):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

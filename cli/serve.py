@@ -1,0 +1,96 @@
+"""`baton serve`: a cluster in the foreground."""
+
+import asyncio
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from cli.fetch import serve_extra_missing
+from cli.running import announced
+from core.config import Config, load
+from core.errors import BatonError
+from core.plan import Plan, load_plan
+
+if TYPE_CHECKING:
+    from deploy.cluster import ClusterSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The command line."""
+
+    model: Path | None
+    plan: Path | None
+    config: Path | None
+    registry: str | None
+    port: int
+    name: str
+    log_level: str
+
+
+def serve_cluster(options: ServeOptions) -> None:
+    """Serve until SIGINT or SIGTERM; errors are one message and exit status 1, 2 or 4."""
+    console = Console(stderr=True)
+    try:
+        asyncio.run(_serve(_spec(options), console))
+    except ModuleNotFoundError as error:
+        console.print(serve_extra_missing(error))
+        raise typer.Exit(4) from None
+    except FileNotFoundError as error:
+        console.print(f"{error.filename}: no such file")
+        raise typer.Exit(2) from None
+    except BatonError as error:
+        console.print(str(error))
+        raise typer.Exit(2 if error.status == "INVALID_ARGUMENT" else 1) from None
+
+
+def _spec(options: ServeOptions) -> "ClusterSpec":
+    from deploy.cluster import ClusterSpec, threads_per_instance
+
+    plan = load_plan(options.plan) if options.plan else Plan()
+    config = load(options.config) if options.config else Config()
+    if not options.config:
+        engine = replace(config.engine, num_threads=threads_per_instance(plan))
+        config = replace(config, engine=engine)
+    return ClusterSpec(
+        plan=plan,
+        model_dir=_model_dir(options.model, plan),
+        config=config,
+        name=options.name,
+        registry_url=options.registry,
+        router_port=options.port,
+        log_level=options.log_level,
+    )
+
+
+def _model_dir(option: Path | None, plan: Plan) -> Path:
+    from deploy.default_model import default_model_dir
+
+    if option is not None or plan.model:
+        return (option or Path(plan.model)).expanduser().absolute()
+    folder = default_model_dir()
+    if not folder.is_dir():
+        raise _NoModel("no model: `baton fetch` fetches the default one, or name one with --model")
+    return folder
+
+
+class _NoModel(BatonError):
+    status = "FAILED_PRECONDITION"
+
+
+async def _serve(spec: "ClusterSpec", console: Console) -> None:
+    from deploy.cluster import start_cluster
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with start_cluster(spec, lambda text: console.print(text, style="dim")) as cluster:
+        with announced(spec.name, cluster.router_addresses):
+            console.print(f"serving {spec.model_dir.name} on {', '.join(cluster.router_addresses)}")
+            console.print("ask with: baton generate 'Why is the sky blue?'; Ctrl-C stops")
+            await stop.wait()

@@ -1,0 +1,206 @@
+"""The configuration tree: frozen, read once from one TOML file, all problems reported at once."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from core.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What one rank computes with."""
+
+    dtype: str = "float32"
+    """float32, bfloat16 or float16. On CPUs without AMX, float32 is the fastest."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    block_size: int = 16
+    """Token positions per KV block."""
+    num_blocks: int = 1024
+    """KV blocks per instance; times block_size is the tokens it can hold."""
+    num_threads: int = 1
+    """Threads of one forward pass on a CPU."""
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong, if anything."""
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            yield f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}"
+        if self.device.split(":")[0] not in ("cpu", "cuda"):
+            yield f"device must be cpu or cuda, got {self.device!r}"
+        yield from _at_least(self, 1, "block_size", "num_blocks", "num_threads")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """How an instance schedules and how long it waits for others."""
+
+    prefill_step_tokens: int = 256
+    """Prompt tokens per step on a prefill instance. Higher buys throughput and costs TTFT."""
+    decode_side_step_tokens: int = 64
+    """Prompt tokens per step on a decode instance: what prefill may take from running streams."""
+    max_running: int = 64
+    """Requests in one decode batch."""
+    max_queued: int = 256
+    """Requests waiting for prefill, and handoffs waiting on decode, each; more are refused."""
+    max_unacked_tokens: int = 65_536
+    """Output tokens kept for one router that does not read; its requests end beyond."""
+    router_grace_s: float = 5.0
+    """How long requests outlive their router's subscription."""
+    beat_s: float = 1.0
+    """At most this long between two frames to a subscribed router."""
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong, if anything."""
+        yield from _at_least(
+            self,
+            1,
+            "prefill_step_tokens",
+            "decode_side_step_tokens",
+            "max_running",
+            "max_queued",
+            "max_unacked_tokens",
+        )
+        yield from _above_zero(self, "router_grace_s", "beat_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoffConfig:
+    """Leases, segments and patience of the KV handoff."""
+
+    lease_ttl_s: float = 10.0
+    """How long unclaimed KV is kept; the reader renews at a third of it."""
+    unknown_handoff_wait_s: float = 5.0
+    """How long a Fetch waits for its Prefill call."""
+    progress_timeout_s: float = 5.0
+    """No byte for this long, with credit granted: the link has stalled."""
+    retarget_wait_s: float = 10.0
+    """How long decode keeps a reservation whose prefill was lost."""
+    max_refetches: int = 3
+    """Damaged segments fetched again before the attempt is given up."""
+    target_segment_bytes: int = 1024 * 1024
+    """Layers are grouped so that one chunk's segment is about this large."""
+    max_segment_bytes: int = 2 * 1024 * 1024
+    """Payload of one segment at most."""
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong, if anything."""
+        yield from _above_zero(
+            self, "lease_ttl_s", "unknown_handoff_wait_s", "progress_timeout_s", "retarget_wait_s"
+        )
+        yield from _at_least(self, 0, "max_refetches")
+        yield from _at_least(self, 4096, "target_segment_bytes", "max_segment_bytes")
+        if self.max_segment_bytes > 4 * 1024 * 1024:
+            yield f"max_segment_bytes must be at most 4 MiB, got {self.max_segment_bytes}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterConfig:
+    """Admission, patience and recovery of a router."""
+
+    max_running: int = 256
+    """Requests placed at once; more wait."""
+    max_queued: int = 1024
+    """Requests waiting for admission; more are refused with RESOURCE_EXHAUSTED."""
+    default_timeout_s: float = 600.0
+    """Deadline of requests that name none."""
+    max_attempts: int = 4
+    """How often one request is placed before it fails."""
+    max_client_buffer_bytes: int = 64 * 1024
+    """What a slow reader may leave unread before it is paused, then ended."""
+    client_stall_s: float = 30.0
+    """How long a reader may read nothing while its buffer is full."""
+    silence_s: float = 3.0
+    """No frame from an instance for this long: it is lost (beats come every second)."""
+    policy: str = "least_loaded"
+    """Placement policy: least_loaded, round_robin or random."""
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong, if anything."""
+        yield from _at_least(
+            self, 1, "max_running", "max_queued", "max_attempts", "max_client_buffer_bytes"
+        )
+        yield from _above_zero(self, "default_timeout_s", "client_stall_s", "silence_s")
+        if self.policy not in ("least_loaded", "round_robin", "random"):
+            yield f"policy must be least_loaded, round_robin or random, got {self.policy!r}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything one cluster is told, but for its plan."""
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    handoff: HandoffConfig = field(default_factory=HandoffConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong anywhere in the tree."""
+        for part in fields(self):
+            for problem in getattr(self, part.name).problems():
+                yield f"{part.name}.{problem}"
+
+
+def load(path: Path) -> Config:
+    """Read one TOML file. Raises ConfigError with every unknown key and every problem."""
+    return parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse(text: str, name: str = "config") -> Config:
+    """Read TOML text; see `load`."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError((f"{name}: {error}",)) from error
+    problems: list[str] = []
+    config = build(Config, document, name, problems)
+    if config is not None:
+        problems += [f"{name}: {problem}" for problem in config.problems()]
+    if problems or config is None:
+        raise ConfigError(tuple(problems))
+    return config
+
+
+def build(cls: type[T], table: Mapping[str, Any], where: str, problems: list[str]) -> T | None:
+    """Make the dataclass `cls` of a TOML table; None, and more `problems`, when it cannot be."""
+    types = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    before = len(problems)
+    problems += [f"{where}: unknown key {key!r}" for key in table if key not in known]
+    values: dict[str, Any] = {}
+    for key in known & table.keys():
+        values[key] = _value(types[key], table[key], f"{where}: {key}", problems)
+    if len(problems) > before:
+        return None
+    try:
+        return cls(**values)
+    except TypeError as error:
+        problems.append(f"{where}: {error}")
+        return None
+
+
+def _value(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
+        return build(kind, value, where, problems)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(kind, type) or type(value) is not kind:
+        wanted = getattr(kind, "__name__", str(kind))
+        problems.append(f"{where} must be {wanted}, got {type(value).__name__} {value!r}")
+    return value
+
+
+def _at_least(node: object, limit: int, *names: str) -> Iterator[str]:
+    for name in names:
+        if (value := getattr(node, name)) < limit:
+            yield f"{name} must be at least {limit}, got {value}"
+
+
+def _above_zero(node: object, *names: str) -> Iterator[str]:
+    for name in names:
+        if not (value := getattr(node, name)) > 0:
+            yield f"{name} must be above 0, got {value}"

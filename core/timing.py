@@ -1,0 +1,39 @@
+"""Where the time of a request went: parts that add up, each from one host's own clock."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillTiming:
+    """The first token's time on the prefill instance."""
+
+    queue_s: float = 0.0
+    """From the Prefill call's arrival to its first step."""
+    compute_s: float = 0.0
+    """From the first step's start to the first token sampled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoffTiming:
+    """The first gap's time; the remainder is the network's."""
+
+    source_tail_s: float = 0.0
+    """Prefill's clock: first token sampled to last segment sent, less the credit wait."""
+    credit_wait_s: float = 0.0
+    """Prefill's clock: after the first token, time with segments to send and no credit."""
+    sink_tail_s: float = 0.0
+    """Decode's clock: last segment received to commit (verify and scatter)."""
+    decode_queue_s: float = 0.0
+    """Decode's clock: commit to the start of the first decode step."""
+    first_step_s: float = 0.0
+    """Decode's clock: the first decode step."""
+    first_segment_lead_s: float = 0.0
+    """Prefill's clock: how long before the first token the first segment left; 0 if after."""
+    num_kv_bytes: int = 0
+    """Payload that arrived, refetched segments counted again."""
+    num_segments: int = 0
+    """That arrived."""
+    num_kv_tokens: int = 0
+    """Whose KV was handed over."""
+    carrier: str = ""
+    """What carried the payload, for example "grpc"."""

@@ -1,0 +1,224 @@
+"""A cluster from a plan: registry, Ray actors for instances and routers, and their end."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.config import Config
+from core.ids import InstanceId, RouterId
+from core.member import Role
+from core.plan import Plan, PoolPlan
+from deploy.actors import READY_TIMEOUT_S, ServiceActor
+from deploy.instance import InstanceSpec
+from deploy.ray_runtime import private_ray
+from registry.embedded import EmbeddedValkey
+from router.server import RouterSpec
+
+logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 10.0
+"""Past the drain: closing servers and channels; then Ray kills what is left."""
+FREE_CALLS = 4
+"""Threads of an actor for `address`, `pid` and `stop`, which may wait for one another."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSpec:
+    """Everything `start_cluster` needs."""
+
+    plan: Plan
+    model_dir: Path
+    config: Config = field(default_factory=Config)
+    name: str = "baton"
+    registry_url: str | None = None
+    """None starts the embedded Valkey."""
+    router_port: int = 0
+    """Of the first router; 0 takes any free one."""
+    drain_s: float = 5.0
+    log_level: str = "WARNING"
+
+
+@dataclass(slots=True, kw_only=True)
+class Cluster:
+    """A running cluster. Ray owns the processes; this only names them."""
+
+    ray: Any
+    registry_url: str
+    actors: dict[str, Any] = field(default_factory=dict)
+    """Instance or router id → actor handle."""
+    addresses: dict[str, str] = field(default_factory=dict)
+    """Instance or router id → host:port, as first started."""
+
+    @property
+    def router_addresses(self) -> tuple[str, ...]:
+        """host:port of every router."""
+        return tuple(a for name, a in self.addresses.items() if name.startswith("router"))
+
+    async def pid(self, name: str) -> int:
+        """Process id of one actor; after a crash, of the restarted one."""
+        return int(await self._ask(self.actors[name].pid.remote()))
+
+    async def address(self, name: str) -> str:
+        """host:port of one actor, once it serves."""
+        return str(await self._ask(self.actors[name].address.remote()))
+
+    async def _ask(self, reference: Any) -> Any:
+        return await asyncio.to_thread(self.ray.get, reference, timeout=READY_TIMEOUT_S)
+
+    async def start(self, specs: "list[ActorSpec]", on_progress: Progress) -> None:
+        """Start all actors at once, and wait until each serves."""
+        for spec in specs:
+            self.actors[spec.name] = self._actor(spec)
+        async with asyncio.TaskGroup() as group:
+            for name in self.actors:
+                group.create_task(self._await_ready(name, on_progress))
+
+    async def _await_ready(self, name: str, on_progress: Progress) -> None:
+        self.addresses[name] = await self.address(name)
+        on_progress(f"{name} serves on {self.addresses[name]}")
+
+    def _actor(self, spec: "ActorSpec") -> Any:
+        options: dict[str, Any] = {
+            "num_cpus": spec.num_cpus,
+            "num_gpus": spec.num_gpus,
+            "max_restarts": -1,
+            "max_concurrency": FREE_CALLS,
+        }
+        if spec.num_cpus or spec.num_gpus:
+            options["scheduling_strategy"] = self._placement(spec)
+        actor = self.ray.remote(ServiceActor).options(**options)
+        return actor.remote(spec.kind, spec.spec_json, spec.log_level)
+
+    def _placement(self, spec: "ActorSpec") -> Any:
+        """The instance's placement group: its ranks packed on one host."""
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        bundle = {"CPU": spec.num_cpus, "GPU": spec.num_gpus}
+        group = placement_group(
+            [{kind: amount for kind, amount in bundle.items() if amount}],
+            strategy="STRICT_PACK",
+            name=spec.name,
+        )
+        return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+
+    async def stop(self, drain_s: float) -> None:
+        """Routers first, so that nothing new reaches instances that drain."""
+        routers = {n: a for n, a in self.actors.items() if n.startswith("router")}
+        for part in (routers, {n: a for n, a in self.actors.items() if n not in routers}):
+            await asyncio.to_thread(self._stop_all, part, drain_s)
+
+    def _stop_all(self, actors: dict[str, Any], drain_s: float) -> None:
+        limit_s = drain_s + STOP_TIMEOUT_S
+        calls = {actor.stop.remote(limit_s): name for name, actor in actors.items()}
+        done, late = self.ray.wait(list(calls), num_returns=len(calls) or 1, timeout=limit_s)
+        for call in late:
+            logger.warning("%s did not stop in %.0f s", calls[call], limit_s)
+        for call in done:
+            try:
+                self.ray.get(call, timeout=1.0)
+            except self.ray.exceptions.RayError as error:
+                logger.warning("%s ended badly: %s", calls[call], type(error).__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorSpec:
+    """One actor to start."""
+
+    name: str
+    kind: str
+    """router or instance."""
+    spec_json: str
+    log_level: str
+    num_cpus: float
+    num_gpus: float
+
+
+@asynccontextmanager
+async def start_cluster(
+    spec: ClusterSpec, on_progress: Progress = lambda _: None
+) -> AsyncIterator[Cluster]:
+    """Run a cluster on a private Ray of this machine until the block ends; leaves nothing."""
+    async with AsyncExitStack() as stack:
+        url = spec.registry_url
+        if url is None:
+            on_progress("starting Valkey")
+            url = (await stack.enter_async_context(EmbeddedValkey())).url
+        members = list(_members(spec, url))
+        on_progress("starting Ray")
+        num_cpus = sum(member.num_cpus for member in members)
+        num_gpus = sum(member.num_gpus for member in members)
+        ray = stack.enter_context(private_ray(num_cpus=int(num_cpus) + 1, num_gpus=int(num_gpus)))
+        cluster = Cluster(ray=ray, registry_url=url)
+        on_progress(f"loading the model into {len(members) - spec.plan.router.replicas} instances")
+        try:
+            await cluster.start(members, on_progress)
+            yield cluster
+        finally:
+            on_progress("stopping")
+            await cluster.stop(spec.drain_s)
+
+
+def _members(spec: ClusterSpec, registry_url: str) -> Iterator[ActorSpec]:
+    plan = spec.plan
+    pools = {Role.PREFILL: plan.prefill, Role.DECODE: plan.decode, Role.MIXED: plan.mixed}
+    for role, pool in pools.items():
+        for index in range(pool.replicas):
+            yield _instance(spec, registry_url, role, pool, f"{role}-{index}")
+    for index in range(plan.router.replicas):
+        yield _router(spec, registry_url, index)
+
+
+def _instance(
+    spec: ClusterSpec, registry_url: str, role: Role, pool: PoolPlan, name: str
+) -> ActorSpec:
+    instance = InstanceSpec(
+        instance_id=InstanceId(name),
+        role=role,
+        model_dir=spec.model_dir,
+        config=spec.config,
+        registry_url=registry_url,
+        cluster=spec.name,
+        drain_s=spec.drain_s,
+    )
+    return ActorSpec(
+        name=name,
+        kind="instance",
+        spec_json=instance.to_json(),
+        log_level=spec.log_level,
+        num_cpus=pool.num_cpus,
+        num_gpus=pool.num_gpus,
+    )
+
+
+def _router(spec: ClusterSpec, registry_url: str, index: int) -> ActorSpec:
+    router = RouterSpec(
+        router_id=RouterId(f"router-{index}"),
+        model_dir=spec.model_dir,
+        config=spec.config.router,
+        registry_url=registry_url,
+        cluster=spec.name,
+        port=spec.router_port if index == 0 else 0,
+        drain_s=spec.drain_s,
+    )
+    return ActorSpec(
+        name=f"router-{index}",
+        kind="router",
+        spec_json=router.to_json(),
+        log_level=spec.log_level,
+        num_cpus=0,
+        num_gpus=0,
+    )
+
+
+def threads_per_instance(plan: Plan) -> int:
+    """Share this machine's cores evenly among the plan's instances; at least one each."""
+    instances = plan.prefill.replicas + plan.decode.replicas + plan.mixed.replicas
+    return max(1, (os.cpu_count() or 1) // max(1, instances))

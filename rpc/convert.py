@@ -1,0 +1,211 @@
+"""Requests and their parts between `core` and the wire; what comes in is checked against bounds.
+
+`x_to_pb` trusts its argument, `x_from_pb` trusts nothing and raises InvalidRequest.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from core.ids import Fingerprint, HandoffId, RouterId
+from core.limits import (
+    MAX_LOGIT_BIAS,
+    MAX_NUM_CHOICES,
+    MAX_REQUEST_ID_CHARS,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TEMPERATURE,
+    MAX_TIMEOUT_S,
+)
+from core.model_spec import ModelSpec
+from core.request import Fence, FinishReason, SamplingParams, StopParams
+from core.work import WorkRequest
+from rpc.bounds import Bounds
+from rpc.pb import types_pb2, workers_pb2
+
+MAX_HANDOFF_ID_CHARS = MAX_REQUEST_ID_CHARS + 32
+MAX_EPOCH = 2**31 - 1
+MAX_ATTEMPT = 2**31 - 1
+
+_HANDOFF_ID = re.compile(rf"[A-Za-z0-9._:/-]{{1,{MAX_HANDOFF_ID_CHARS}}}", re.ASCII)
+_MEMBER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", re.ASCII)
+_FINGERPRINT = re.compile(r"[!-~]{1,256}", re.ASCII)
+_SAMPLING_FIELDS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
+
+_FINISH_TO_PB: Mapping[FinishReason | None, types_pb2.FinishReason] = {
+    None: types_pb2.FINISH_REASON_UNSPECIFIED,
+    FinishReason.STOP: types_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: types_pb2.FINISH_REASON_LENGTH,
+}
+_FINISH_FROM_PB = {value: key for key, value in _FINISH_TO_PB.items()}
+
+
+def fence_to_pb(fence: Fence) -> types_pb2.Fence:
+    """Attempt of a request."""
+    return types_pb2.Fence(epoch=fence.epoch, attempt=fence.attempt)
+
+
+def fence_from_pb(message: types_pb2.Fence) -> Fence:
+    """Attempt of a request; attempts count from 1."""
+    bounds = Bounds()
+    bounds.number("fence.epoch", message.epoch, 0, MAX_EPOCH)
+    bounds.number("fence.attempt", message.attempt, 1, MAX_ATTEMPT)
+    bounds.settle()
+    return Fence(message.epoch, message.attempt)
+
+
+def handoff_id_from_pb(value: str) -> HandoffId:
+    """An id that is safe to keep as a key and to log."""
+    bounds = Bounds()
+    bounds.text("handoff_id", value, _HANDOFF_ID)
+    bounds.settle()
+    return HandoffId(value)
+
+
+def router_id_from_pb(value: str) -> RouterId:
+    """As registered."""
+    bounds = Bounds()
+    bounds.text("router_id", value, _MEMBER_ID)
+    bounds.settle()
+    return RouterId(value)
+
+
+def finish_reason_to_pb(reason: FinishReason | None) -> types_pb2.FinishReason:
+    """None: the answer goes on."""
+    return _FINISH_TO_PB[reason]
+
+
+def finish_reason_from_pb(value: types_pb2.FinishReason) -> FinishReason | None:
+    """None: the answer goes on."""
+    if value not in _FINISH_FROM_PB:
+        bounds = Bounds()
+        bounds.refuse("finish_reason", f"unknown value {int(value)}")
+        bounds.settle()
+    return _FINISH_FROM_PB[value]
+
+
+def sampling_to_pb(sampling: SamplingParams) -> types_pb2.SamplingParams:
+    """Every field present."""
+    return types_pb2.SamplingParams(
+        **{name: getattr(sampling, name) for name in _SAMPLING_FIELDS},
+        logit_bias=dict(sampling.logit_bias),
+    )
+
+
+def sampling_from_pb(message: types_pb2.SamplingParams, vocab_size: int) -> SamplingParams:
+    """A fully specified message, as routers send to workers."""
+    bounds = Bounds()
+    for name in _SAMPLING_FIELDS:
+        if not message.HasField(name):  # type: ignore[arg-type]  # a literal of the same names
+            bounds.refuse(f"sampling.{name}", "must be present")
+    bounds.number("sampling.temperature", message.temperature, 0.0, MAX_TEMPERATURE)
+    bounds.number("sampling.top_k", message.top_k, 0, vocab_size)
+    bounds.above("sampling.top_p", message.top_p, 0.0, 1.0)
+    bounds.number("sampling.min_p", message.min_p, 0.0, 1.0)
+    bounds.above("sampling.repetition_penalty", message.repetition_penalty, 0.0, 10.0)
+    bounds.number("sampling.presence_penalty", message.presence_penalty, -2.0, 2.0)
+    bounds.number("sampling.frequency_penalty", message.frequency_penalty, -2.0, 2.0)
+    bias: dict[int, float] = {}
+    if bounds.count("sampling.logit_bias", list(message.logit_bias), 0, MAX_LOGIT_BIAS):
+        bias = dict(message.logit_bias)
+        bounds.token_ids("sampling.logit_bias", tuple(bias), vocab_size)
+        for value in bias.values():
+            bounds.number("sampling.logit_bias", value, -100.0, 100.0)
+    bounds.settle()
+    return SamplingParams(
+        **{name: getattr(message, name) for name in _SAMPLING_FIELDS}, logit_bias=bias
+    )
+
+
+def stop_to_pb(stop: StopParams) -> types_pb2.StopParams:
+    """What workers judge; strings are the router's own and stay there."""
+    return types_pb2.StopParams(
+        max_tokens=stop.max_tokens, min_tokens=stop.min_tokens, stop_token_ids=stop.stop_token_ids
+    )
+
+
+def stop_from_pb(message: types_pb2.StopParams, spec: ModelSpec) -> StopParams:
+    """A fully specified message without strings, as routers send to workers."""
+    bounds = Bounds()
+    bounds.number("stop.max_tokens", message.max_tokens, 1, spec.max_context_tokens)
+    bounds.number("stop.min_tokens", message.min_tokens, 0, max(0, message.max_tokens))
+    # The model's own end-of-sequence ids come on top of what a client may name.
+    limit = MAX_STOP_TOKEN_IDS + len(spec.eos_token_ids)
+    if bounds.count("stop.stop_token_ids", message.stop_token_ids, 0, limit):
+        bounds.token_ids("stop.stop_token_ids", message.stop_token_ids, spec.vocab_size)
+    bounds.count("stop.stop_strings", message.stop_strings, 0, 0)
+    bounds.settle()
+    return StopParams(
+        max_tokens=message.max_tokens,
+        min_tokens=message.min_tokens,
+        stop_token_ids=tuple(message.stop_token_ids),
+    )
+
+
+def work_to_pb(work: WorkRequest) -> workers_pb2.WorkRequest:
+    """One attempt."""
+    return workers_pb2.WorkRequest(
+        handoff_id=work.handoff_id,
+        fence=fence_to_pb(work.fence),
+        router_id=work.router_id,
+        prompt_token_ids=work.prompt_token_ids,
+        output_token_ids=work.output_token_ids,
+        sampling=sampling_to_pb(work.sampling),
+        stop=stop_to_pb(work.stop),
+        child_index=work.child_index,
+        timeout_s=work.timeout_s,
+        fingerprint=work.fingerprint,
+    )
+
+
+def work_from_pb(message: workers_pb2.WorkRequest, spec: ModelSpec) -> WorkRequest:
+    """One attempt, checked against the bounds of the model that is to serve it."""
+    bounds = Bounds()
+    bounds.number("child_index", message.child_index, 0, MAX_NUM_CHOICES - 1)
+    bounds.above("timeout_s", message.timeout_s, 0.0, MAX_TIMEOUT_S)
+    bounds.text("fingerprint", message.fingerprint, _FINGERPRINT)
+    _check_tokens(bounds, message, spec)
+    bounds.settle()
+    return WorkRequest(
+        handoff_id=handoff_id_from_pb(message.handoff_id),
+        fence=fence_from_pb(message.fence),
+        router_id=router_id_from_pb(message.router_id),
+        prompt_token_ids=tuple(message.prompt_token_ids),
+        output_token_ids=tuple(message.output_token_ids),
+        sampling=sampling_from_pb(message.sampling, spec.vocab_size),
+        stop=stop_from_pb(message.stop, spec),
+        child_index=message.child_index,
+        timeout_s=message.timeout_s,
+        fingerprint=Fingerprint(message.fingerprint),
+    )
+
+
+def output_token_ids_from_pb(ids: Sequence[int], spec: ModelSpec) -> tuple[int, ...]:
+    """Delivered tokens, as a Retarget repeats them."""
+    bounds = Bounds()
+    if bounds.count("output_token_ids", ids, 0, spec.max_context_tokens):
+        bounds.token_ids("output_token_ids", ids, spec.vocab_size)
+    bounds.settle()
+    return tuple(ids)
+
+
+def _check_tokens(bounds: Bounds, message: workers_pb2.WorkRequest, spec: ModelSpec) -> None:
+    prompt, forced = message.prompt_token_ids, message.output_token_ids
+    limit, max_tokens = spec.max_context_tokens, message.stop.max_tokens
+    if bounds.count("prompt_token_ids", prompt, 1, limit):
+        bounds.token_ids("prompt_token_ids", prompt, spec.vocab_size)
+        if 1 <= max_tokens and len(prompt) + max_tokens > limit:
+            bounds.refuse(
+                "stop.max_tokens",
+                f"{len(prompt)} prompt tokens and {max_tokens} more exceed the context of {limit}",
+            )
+    # All of them delivered already would leave nothing to compute.
+    if bounds.count("output_token_ids", forced, 0, max(0, min(limit, max_tokens - 1))):
+        bounds.token_ids("output_token_ids", forced, spec.vocab_size)

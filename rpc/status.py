@@ -1,0 +1,203 @@
+"""Errors and gRPC statuses: one place where ours become statuses, one where statuses become ours."""
+
+import logging
+import secrets
+import traceback
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from core.errors import (
+    BatonError,
+    Cancelled,
+    DeadlinePassed,
+    DuplicateRequest,
+    FieldViolation,
+    InvalidRequest,
+    KvCorrupt,
+    PeerLost,
+    Saturated,
+    StaleFence,
+    UnknownRequest,
+    Unsupported,
+    WrongState,
+)
+
+logger = logging.getLogger(__name__)
+
+DOMAIN = "baton"
+DETAILS_KEY = "grpc-status-details-bin"
+MAX_MESSAGE_CHARS = 512
+MAX_DETAILS_BYTES = 3 * 1024
+"""With the message twice and base64 still below the 8 KiB that metadata may have."""
+MAX_RETRY_AFTER_S = 3600.0
+
+
+class RemoteFault(BatonError):
+    """The peer failed in a way we have no type for; a bug, here or there."""
+
+
+_BY_CODE: dict[grpc.StatusCode, type[BatonError]] = {
+    grpc.StatusCode.UNAVAILABLE: PeerLost,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlinePassed,
+    grpc.StatusCode.CANCELLED: Cancelled,
+    grpc.StatusCode.NOT_FOUND: UnknownRequest,
+    grpc.StatusCode.ALREADY_EXISTS: DuplicateRequest,
+    grpc.StatusCode.FAILED_PRECONDITION: WrongState,
+    grpc.StatusCode.ABORTED: StaleFence,
+    grpc.StatusCode.DATA_LOSS: KvCorrupt,
+    grpc.StatusCode.UNIMPLEMENTED: Unsupported,
+}
+
+
+@asynccontextmanager
+async def status_boundary(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+    """End the call with the status that an error deserves: around every servicer method's body.
+
+    A cancelled call (client gone, server stopping) has nobody to tell: CancelledError passes.
+    """
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise  # decided already, further in
+    except Exception as error:  # noqa: BLE001 - the edge: what passes here would leak or be lost
+        await abort(context, our_error(error))
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BatonError) -> NoReturn:
+    """End the call with `error`."""
+    status = to_status(error)
+    await context.abort(
+        grpc.StatusCode[error.status],
+        status.message,
+        ((DETAILS_KEY, status.SerializeToString()),),
+    )
+    raise AssertionError("abort raises")
+
+
+def our_error(error: Exception) -> BatonError:
+    """The typed error that an exception is or wraps; anything else is a bug and gets an id."""
+    leaves = list(_leaves(error))
+    ours = [leaf for leaf in leaves if isinstance(leaf, BatonError)]
+    if ours and len(ours) == len(leaves):
+        return ours[0]
+    error_id = secrets.token_hex(8)
+    # Frames and the type only: the text of an exception may quote a prompt.
+    culprit = next(leaf for leaf in leaves if not isinstance(leaf, BatonError))
+    frames = "".join(traceback.format_tb(culprit.__traceback__))
+    logger.error("bug error_id=%s type=%s\n%s", error_id, type(culprit).__qualname__, frames)
+    return BatonError(f"internal error {error_id}")
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def to_status(error: BatonError) -> status_pb2.Status:
+    """The status message with its google.rpc details, cut to what metadata may hold."""
+    status = status_pb2.Status(
+        code=grpc.StatusCode[error.status].value[0], message=str(error)[:MAX_MESSAGE_CHARS]
+    )
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(min(retry_after_s, MAX_RETRY_AFTER_S) * 1e9))
+        status.details.add().Pack(retry)
+    if isinstance(error, InvalidRequest):
+        status.details.add().Pack(_bad_request(error))
+    return status
+
+
+def _bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
+    bad = error_details_pb2.BadRequest()
+    for violation in error.violations:
+        bad.field_violations.add(
+            field=violation.field[:MAX_MESSAGE_CHARS],
+            description=violation.description[:MAX_MESSAGE_CHARS],
+        )
+        if bad.ByteSize() > MAX_DETAILS_BYTES:
+            del bad.field_violations[-1]
+            break
+    return bad
+
+
+def error_from(error: grpc.RpcError) -> BatonError:
+    """The typed error that a failed call reports: by its reason where we know it, else by code.
+
+    A call cancelled on this side raises asyncio.CancelledError, which is no RpcError.
+    """
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return RemoteFault("the call failed without a status")
+    message = error.details() or error.code().name
+    details = _details_of(error)
+    if details is None:
+        return _by_code(error.code(), message)
+    info = error_details_pb2.ErrorInfo()
+    retry = error_details_pb2.RetryInfo()
+    bad = error_details_pb2.BadRequest()
+    for detail in details.details:
+        for known in (info, retry, bad):
+            if detail.Is(known.DESCRIPTOR):
+                _unpack(detail.value, known)
+    return _rebuild(info, retry, bad, _by_code(error.code(), message))
+
+
+def _details_of(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            status = status_pb2.Status()
+            return status if _unpack(value, status) else None
+    return None
+
+
+def _unpack(data: bytes, into: Any) -> bool:  # noqa: ANN401 - any generated message
+    try:
+        into.ParseFromString(data)
+    except DecodeError:
+        return False
+    return True
+
+
+def _by_code(code: grpc.StatusCode, message: str) -> BatonError:
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return InvalidRequest((FieldViolation("request", message),))
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return Saturated(message)
+    return _BY_CODE.get(code, RemoteFault)(message)
+
+
+def _rebuild(
+    info: error_details_pb2.ErrorInfo,
+    retry: error_details_pb2.RetryInfo,
+    bad: error_details_pb2.BadRequest,
+    by_code: BatonError,
+) -> BatonError:
+    if isinstance(by_code, InvalidRequest) and bad.field_violations:
+        return InvalidRequest(
+            tuple(FieldViolation(v.field, v.description) for v in bad.field_violations)
+        )
+    known = {cls.__new__(cls).reason: cls for cls in _subclasses(BatonError)}
+    found = known.get(info.reason) if info.domain == DOMAIN else None
+    # The peer's status must be the class's own: a reason alone does not choose our reaction.
+    if found is None or found.status != by_code.status:
+        return by_code
+    if issubclass(found, Saturated):
+        return found(str(by_code), retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9)
+    # Classes with arguments of their own cannot be rebuilt from a message.
+    return found(str(by_code)) if found.__init__ is BatonError.__init__ else by_code
+
+
+def _subclasses(cls: type[BatonError]) -> Iterator[type[BatonError]]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)

@@ -1,0 +1,165 @@
+"""Bytes leave and enter the paged cache in payload order, for every dtype and table."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.model_spec import DTYPE_BYTES, ModelSpec
+from engine.kv_cache import DeviceCopier, HostCopier, KvCache, slot_runs
+
+SPEC = ModelSpec(
+    name="shape",
+    architecture="LlamaForCausalLM",
+    num_layers=3,
+    num_query_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    hidden_size=32,
+    vocab_size=300,
+    max_context_tokens=512,
+    eos_token_ids=(),
+    dtype="float32",
+    weights_digest="",
+)
+BLOCK_SIZE = 4
+TABLE = (7, 2, 3, 9, 0)
+
+
+def random_cache(dtype: str = "float32", block_size: int = BLOCK_SIZE, seed: int = 0) -> KvCache:
+    cache = KvCache(replace(SPEC, dtype=dtype), num_blocks=12, block_size=block_size)
+    generator = torch.Generator().manual_seed(seed)
+    cache.data.copy_(torch.randn(cache.data.shape, generator=generator))
+    return cache
+
+
+def token_by_token(cache: KvCache, layers: range, table: Sequence[int], tokens: range) -> bytes:
+    """The contract, spelled out."""
+    slots = [table[t // cache.block_size] * cache.block_size + t % cache.block_size for t in tokens]
+    picked = cache.data[layers.start : layers.stop][:, :, slots]
+    return picked.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+RUNS = [
+    # id                     tokens          want
+    ("nothing", range(5, 5), []),
+    ("inside a block", range(1, 3), [(29, 31)]),
+    ("neighbours join", range(4, 12), [(8, 16)]),
+    ("all", range(20), [(28, 32), (8, 16), (36, 40), (0, 4)]),
+    ("ragged ends", range(3, 14), [(31, 32), (8, 16), (36, 38)]),
+]
+
+
+@pytest.mark.parametrize(("tokens", "want"), [r[1:] for r in RUNS], ids=[r[0] for r in RUNS])
+def test_slot_runs(tokens: range, want: list[tuple[int, int]]) -> None:
+    assert list(slot_runs(TABLE, tokens, BLOCK_SIZE)) == want
+
+
+@given(
+    table=st.permutations(range(8)),
+    block_size=st.integers(1, 5),
+    bounds=st.tuples(st.integers(0, 8), st.integers(0, 8)),
+)
+def test_runs_name_every_slot_in_order(
+    table: list[int], block_size: int, bounds: tuple[int, int]
+) -> None:
+    tokens = range(min(bounds), min(max(bounds), 8 * block_size))
+    runs = list(slot_runs(table, tokens, block_size))
+    slots = [slot for start, stop in runs for slot in range(start, stop)]
+    assert slots == [table[t // block_size] * block_size + t % block_size for t in tokens]
+    assert all(a[1] != b[0] for a, b in pairwise(runs)), "not coalesced"
+
+
+@pytest.mark.parametrize("dtype", DTYPE_BYTES)
+@pytest.mark.parametrize("layers", [range(3), range(1, 2), range(2, 2)])
+@pytest.mark.parametrize("tokens", [range(20), range(3, 14), range(6, 7), range(4, 4)])
+def test_gather_is_in_payload_order(dtype: str, layers: range, tokens: range) -> None:
+    cache = random_cache(dtype)
+    got = cache.gather(layers, TABLE, tokens)
+    assert got.c_contiguous
+    assert got.format == "B"
+    assert got.nbytes == cache.payload_bytes(len(layers), len(tokens))
+    assert got.tobytes() == token_by_token(cache, layers, TABLE, tokens)
+
+
+@pytest.mark.parametrize("dtype", DTYPE_BYTES)
+def test_round_trip_between_different_caches(dtype: str) -> None:
+    source, target = random_cache(dtype), random_cache(dtype, block_size=3, seed=1)
+    before = target.data.clone()
+    moved_to, tokens = (11, 4, 6, 5, 1, 0, 2), range(3, 19)
+    for layer in range(3):
+        layers = range(layer, layer + 1)
+        payload = source.gather(layers, TABLE, tokens)
+        target.scatter(layers, moved_to, tokens, payload)
+    want = source.gather(range(3), TABLE, tokens).tobytes()
+    assert target.gather(range(3), moved_to, tokens).tobytes() == want
+    written = [moved_to[t // 3] * 3 + t % 3 for t in tokens]
+    others = [slot for slot in range(36) if slot not in written]
+    assert torch.equal(target.data[:, :, others], before[:, :, others])
+
+
+def test_payload_may_be_readonly_and_unaligned() -> None:
+    source, target = random_cache(), random_cache(seed=1)
+    payload = source.gather(range(3), TABLE, range(20)).tobytes()
+    message = memoryview(b"hdr" + payload)
+    target.scatter(range(3), TABLE, range(20), message[3:])
+    assert target.gather(range(3), TABLE, range(20)).tobytes() == payload
+
+
+@pytest.mark.parametrize("dtype", DTYPE_BYTES)
+def test_both_copiers_move_the_same_bytes(dtype: str) -> None:
+    cache, layers, runs = random_cache(dtype), slice(1, 3), [(31, 32), (8, 16), (36, 38)]
+    host, device = HostCopier(cache.data), DeviceCopier(cache.data)
+    payload = host.read(layers, runs)
+    assert np.array_equal(device.read(layers, runs), payload)
+    cache.data[1:3] = 0
+    device.write(layers, runs, payload)
+    assert np.array_equal(host.read(layers, runs), payload)
+
+
+Misuse = Callable[[KvCache], object]
+MISUSES: list[tuple[str, Misuse, str]] = [
+    ("short table", lambda c: c.gather(range(3), (1,), range(5)), "up to 5 in 1 blocks of 4"),
+    ("layer beyond", lambda c: c.gather(range(1, 4), TABLE, range(5)), "the 3 layers"),
+    ("strided", lambda c: c.gather(range(3), TABLE, range(0, 8, 2)), "token positions"),
+    (
+        "short payload",
+        lambda c: c.scatter(range(3), TABLE, range(5), memoryview(b"1234")),
+        "payload of 4 bytes for KV of 1920",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("misuse", "message"), [m[1:] for m in MISUSES], ids=[m[0] for m in MISUSES]
+)
+def test_misuse_is_refused(misuse: Misuse, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        misuse(random_cache())
+
+
+def test_threads_copy_different_blocks_at_once() -> None:
+    source, target = random_cache(), random_cache(seed=1)
+
+    def copy(block_id: int) -> None:
+        for _ in range(50):
+            payload = source.gather(range(3), (block_id,), range(BLOCK_SIZE))
+            target.scatter(range(3), (block_id,), range(BLOCK_SIZE), payload)
+
+    threads = [threading.Thread(target=copy, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30.0)
+    assert torch.equal(target.data[:, :, : 8 * BLOCK_SIZE], source.data[:, :, : 8 * BLOCK_SIZE])
+
+
+def test_bytes_per_token_covers_all_layers() -> None:
+    cache = random_cache("bfloat16")
+    assert cache.bytes_per_token == cache.payload_bytes(3, 1) == 2 * 3 * 2 * 8 * 2

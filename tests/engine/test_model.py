@@ -1,0 +1,300 @@
+"""Good checkpoints give a spec; every kind of bad one gives a ModelError that says why."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    MistralConfig,
+    MixtralConfig,
+    OPTConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from core.errors import ModelError
+from engine.model import load_model, weights_digest
+from tests.engine.tiny import (
+    EOS_TOKEN_ID,
+    GREEDY,
+    Answer,
+    TinyModel,
+    random_prompt,
+    run_all,
+    sample_spec,
+)
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "pad_token_id": None,
+}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+WINDOWED: dict[str, Any] = {
+    "use_sliding_window": True,
+    "sliding_window": 10,
+    "max_window_layers": 1,
+}
+OPT_SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "word_embed_proj_dim": 64,
+    "ffn_dim": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+GPT2_SHAPE: dict[str, Any] = {
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 512,
+    "vocab_size": 300,
+}
+
+ARCHITECTURES: list[tuple[str, PretrainedConfig]] = [
+    ("Mistral, every layer windowed", MistralConfig(**SHAPE, sliding_window=10)),
+    ("Qwen2, one layer windowed", Qwen2Config(**SHAPE, **WINDOWED)),
+    ("Qwen3", Qwen3Config(**SHAPE)),
+    ("Qwen3-MoE", Qwen3MoeConfig(**SHAPE, **EXPERTS)),
+    ("Mixtral", MixtralConfig(**SHAPE, num_local_experts=4, sliding_window=None)),
+    ("Gemma 3, one layer windowed", Gemma3TextConfig(**SHAPE, sliding_window=10)),
+    ("OPT", OPTConfig(**OPT_SHAPE, init_std=0.3)),
+    ("GPT-2", GPT2Config(**GPT2_SHAPE, initializer_range=0.3)),
+]
+
+
+def save(config: PretrainedConfig, directory: Path) -> Path:
+    torch.manual_seed(2)
+    model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("config", [a[1] for a in ARCHITECTURES], ids=[a[0] for a in ARCHITECTURES])
+def test_architecture_equals_generate(config: PretrainedConfig, tmp_path: Path) -> None:
+    model = TinyModel(save(config, tmp_path))
+    prompts = [random_prompt(length, seed=length) for length in (30, 7)]
+    answers = [Answer(p, tuple(range(i, 20, 2)), chunk=9) for i, p in enumerate(prompts)]
+    run_all(model.runner(), answers, 16)
+    assert [list(a.output) for a in answers] == [model.generate(p, 16) for p in prompts]
+
+
+def test_attention_we_do_not_compute_is_refused_at_warm_up(tmp_path: Path) -> None:
+    model = TinyModel(save(Gemma2Config(**SHAPE), tmp_path))
+    with pytest.raises(ModelError, match="softcap is not supported"):
+        model.runner().warm_up()
+
+
+def test_spec_comes_from_the_config(tiny: TinyModel) -> None:
+    spec = tiny.loaded.spec
+    assert spec.architecture == "LlamaForCausalLM"
+    assert (spec.num_layers, spec.num_query_heads, spec.num_kv_heads) == (2, 4, 2)
+    assert (spec.head_dim, spec.hidden_size, spec.vocab_size) == (16, 64, 300)
+    assert (spec.max_context_tokens, spec.dtype) == (512, "float32")
+    assert spec.name == tiny.directory.name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_dtypes_run(tiny: TinyModel, dtype: str) -> None:
+    model = load_model(tiny.directory, dtype=dtype)
+    assert model.spec.kv_bytes_per_token == tiny.loaded.spec.kv_bytes_per_token // 2
+    narrow = TinyModel(tiny.directory)
+    narrow.__dict__["loaded"] = model
+    answers = [Answer(random_prompt(n, seed=n), tuple(range(n, n + 4)), 7) for n in (20, 9)]
+    run_all(narrow.runner(), answers, 8)
+    assert all(len(answer.output) == 8 for answer in answers)
+
+
+@pytest.fixture
+def copy(tiny: TinyModel, tmp_path: Path) -> Path:
+    """A checkpoint to damage."""
+    return Path(shutil.copytree(tiny.directory, tmp_path / "model"))
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+EOS = [
+    # id                              config     generation  want
+    ("generation_config wins", 5, [7, 9], (7, 9)),
+    ("one id", 5, 7, (7,)),
+    ("config alone", [5, 6], "no file", (5, 6)),
+    ("generation_config silent", 5, None, (5,)),
+    ("none anywhere", None, None, ()),
+]
+
+
+@pytest.mark.parametrize(
+    ("in_config", "in_generation", "want"), [e[1:] for e in EOS], ids=[e[0] for e in EOS]
+)
+def test_eos_token_ids(
+    copy: Path, in_config: object, in_generation: object, want: tuple[int, ...]
+) -> None:
+    edit_json(copy / "config.json", eos_token_id=in_config)
+    generation = copy / "generation_config.json"
+    edit_json(generation, eos_token_id=in_generation)
+    if in_generation == "no file":
+        generation.unlink()
+    assert load_model(copy).spec.eos_token_ids == want
+
+
+def test_digest_follows_the_weights(copy: Path, tiny: TinyModel) -> None:
+    digest = tiny.loaded.spec.weights_digest
+    assert load_model(copy).spec.weights_digest == digest
+    assert len(digest) == 64
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert load_model(copy).spec.weights_digest != digest
+
+
+def test_digest_covers_every_file_in_order(tmp_path: Path) -> None:
+    first, second = tmp_path / "1", tmp_path / "2"
+    first.write_bytes(b"abc")
+    second.write_bytes(b"d")
+    assert weights_digest([first, second]) != weights_digest([second, first])
+    assert weights_digest([first, second]) != weights_digest([first])
+
+
+def remove_everything(directory: Path) -> None:
+    shutil.rmtree(directory)
+
+
+def remove_config(directory: Path) -> None:
+    (directory / "config.json").unlink()
+
+
+def break_config(directory: Path) -> None:
+    (directory / "config.json").write_text("{")
+
+
+def config_of_a_list(directory: Path) -> None:
+    (directory / "config.json").write_text("[]")
+
+
+def unknown_architecture(directory: Path) -> None:
+    edit_json(directory / "config.json", model_type="nonsense", architectures=["Nonsense"])
+
+
+def not_a_text_generator(directory: Path) -> None:
+    edit_json(directory / "config.json", model_type="vit", architectures=["ViTModel"])
+
+
+def remove_weights(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+
+
+def only_pickle(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+
+
+def truncate(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def truncate_header(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:10])
+
+
+def empty_file(directory: Path) -> None:
+    (directory / "model.safetensors").write_bytes(b"")
+
+
+def drop_tensor(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path, {"format": "pt"})
+
+
+def reshape_tensor(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] = torch.ones(5)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def missing_shard(directory: Path) -> None:
+    index = {
+        "metadata": {},
+        "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"},
+    }
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
+
+
+def heads_that_do_not_divide(directory: Path) -> None:
+    edit_json(directory / "config.json", num_attention_heads=3, head_dim=None)
+
+
+DAMAGES: list[tuple[Callable[[Path], None], str]] = [
+    (remove_everything, "no config.json, so not a model directory"),
+    (remove_config, "no config.json, so not a model directory"),
+    (break_config, "config.json cannot be used"),
+    (config_of_a_list, "config.json cannot be used"),
+    (unknown_architecture, "nonsense"),
+    (not_a_text_generator, "cannot be loaded|lacks a size"),
+    (remove_weights, r"no \*.safetensors weights$"),
+    (only_pickle, "pytorch_model.bin would run code when loaded"),
+    (truncate, "model.safetensors: damaged or truncated"),
+    (truncate_header, "model.safetensors: damaged or truncated"),
+    (empty_file, "model.safetensors: damaged or truncated"),
+    (drop_tensor, "missing keys: model.layers.1.mlp.up_proj.weight"),
+    (reshape_tensor, "model.norm.weight|size mismatch|mismatched"),
+    (missing_shard, "model-00002-of-00002.safetensors"),
+    (heads_that_do_not_divide, "config.json cannot be used|cannot be loaded"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=[d[0].__name__ for d in DAMAGES])
+def test_bad_checkpoints_say_what_is_wrong(
+    copy: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(copy)
+    with pytest.raises(ModelError, match=message):
+        load_model(copy)
+
+
+def test_architecture_without_attention_interface_is_refused(tmp_path: Path) -> None:
+    config = BloomConfig(vocab_size=300, hidden_size=64, n_layer=2, n_head=4)
+    with pytest.raises(ModelError, match="Bloom"):
+        load_model(save(config, tmp_path))
+
+
+def test_unknown_dtype_is_refused(tiny: TinyModel) -> None:
+    with pytest.raises(ModelError, match="dtype int8 is not one of float32, bfloat16, float16"):
+        load_model(tiny.directory, dtype="int8")
+
+
+def test_eos_is_an_ordinary_token_to_the_runner(tiny: TinyModel) -> None:
+    """Whether an answer ends is the caller's to say."""
+    assert tiny.loaded.spec.eos_token_ids == (EOS_TOKEN_ID,)
+    bias = {EOS_TOKEN_ID: 100.0}
+    entry = Answer(random_prompt(5, seed=1), (0,)).next_entry()
+    spec = sample_spec(sampling=type(GREEDY)(temperature=0, logit_bias=bias))
+    biased = type(entry)(key="", token_ids=entry.token_ids, start=0, block_ids=(0,), sample=spec)
+    assert tiny.runner().step([biased]).token_ids == (EOS_TOKEN_ID,)

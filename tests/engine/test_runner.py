@@ -1,0 +1,206 @@
+"""Law 1 for one rank: tokens equal generate()'s however a request is cut, batched and stored."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from core.clock import ManualClock
+from core.errors import BatonError
+from core.request import SamplingParams
+from engine.batch import BatchEntry
+from engine.runner import Runner
+from tests.engine.tiny import (
+    BLOCK_SIZE,
+    NUM_BLOCKS,
+    Answer,
+    TinyModel,
+    random_prompt,
+    run_all,
+    run_step,
+    sample_spec,
+)
+
+NUM_TOKENS = 24
+
+CUTS = [
+    # id                        prompt chunk block_ids
+    ("token by token", 37, 1, (0, 1, 2, 3)),
+    ("odd chunks over block ends", 100, 7, (9, 8, 7, 6, 5, 4, 3, 2)),
+    ("chunks of whole blocks", 150, 64, (30, 3, 31, 4, 32, 5, 33, 6, 34, 7, 35)),
+    ("whole, in one run", 150, 150, tuple(range(20, 31))),
+    ("whole, scattered", 150, 150, (63, 0, 62, 1, 61, 2, 60, 3, 59, 4, 58)),
+    ("one-token prompt", 1, 64, (5, 3)),
+    ("chunk leaves one token", 65, 64, (5, 3, 9, 11, 13, 2)),
+]
+
+
+@pytest.mark.parametrize(
+    ("length", "chunk", "block_ids"), [c[1:] for c in CUTS], ids=[c[0] for c in CUTS]
+)
+def test_tokens_equal_generate(
+    tiny: TinyModel, length: int, chunk: int, block_ids: tuple[int, ...]
+) -> None:
+    prompt = random_prompt(length, seed=length)
+    answer = Answer(prompt, block_ids, chunk)
+    run_all(tiny.runner(), [answer], NUM_TOKENS)
+    assert list(answer.output) == tiny.generate(prompt, NUM_TOKENS)
+    assert len(set(answer.output)) > NUM_TOKENS // 2, "the model repeats itself: a weak oracle"
+
+
+def mixed_answers() -> list[Answer]:
+    """Different lengths and chunks; blocks dealt out in turn, so that no table is contiguous."""
+    shapes = [(5, 64), (33, 8), (90, 32), (2, 64), (120, 17), (16, 16)]
+    return [
+        Answer(random_prompt(length, seed=i), tuple(range(i, NUM_BLOCKS, len(shapes))), chunk)
+        for i, (length, chunk) in enumerate(shapes)
+    ]
+
+
+def oracle_outputs(tiny: TinyModel, answers: Sequence[Answer]) -> list[list[int]]:
+    return [tiny.generate(answer.prompt, NUM_TOKENS) for answer in answers]
+
+
+@pytest.mark.parametrize("block_size", [1, 7, BLOCK_SIZE])
+def test_prefill_and_decode_entries_share_steps(tiny: TinyModel, block_size: int) -> None:
+    answers = mixed_answers()
+    for i, answer in enumerate(answers):
+        num_blocks = -(-(len(answer.prompt) + NUM_TOKENS) // block_size)
+        answer.block_ids = tuple(i + len(answers) * n for n in range(num_blocks))
+    runner = tiny.runner(num_blocks=1000, block_size=block_size)
+    run_all(runner, answers, NUM_TOKENS)
+    assert [list(answer.output) for answer in answers] == oracle_outputs(tiny, answers)
+
+
+def test_requests_join_and_leave_a_running_batch(tiny: TinyModel) -> None:
+    answers = mixed_answers()
+    runner = tiny.runner()
+    for num_running in range(1, len(answers) + 1):
+        run_step(runner, answers[:num_running])
+    run_step(runner, list(reversed(answers)))
+    run_all(runner, answers, NUM_TOKENS)
+    want = oracle_outputs(tiny, answers)
+    assert [list(answer.output[:NUM_TOKENS]) for answer in answers] == want
+
+
+def test_dead_requests_poison_nobody(tiny: TinyModel) -> None:
+    """NaN left in reused blocks, in others' blocks and in the scratch blocks changes nothing."""
+    answers = mixed_answers()
+    runner = tiny.runner()
+    runner.kv_cache.data.fill_(float("nan"))
+    run_all(runner, answers, NUM_TOKENS)
+    assert [list(answer.output) for answer in answers] == oracle_outputs(tiny, answers)
+
+
+def test_planted_wrong_bytes_change_the_tokens(tiny: TinyModel) -> None:
+    prompt = random_prompt(40, seed=3)
+    answer = Answer(prompt, (4, 2, 8, 6))
+    runner = tiny.runner()
+    run_step(runner, [answer])
+    runner.kv_cache.data[:, :, 2 * BLOCK_SIZE] += 3.0
+    run_all(runner, [answer], NUM_TOKENS)
+    assert list(answer.output) != tiny.generate(prompt, NUM_TOKENS)
+
+
+def test_a_request_continues_on_another_runner(tiny: TinyModel) -> None:
+    """The handoff in small: KV of the prompt moves, block tables and block sizes differ."""
+    prompt = random_prompt(53, seed=5)
+    answer = Answer(prompt, (4, 2, 8, 6))
+    source, target = tiny.runner(), tiny.runner(block_size=8)
+    run_step(source, [answer])
+    moved_to = tuple(range(40, 20, -1))
+    for layer in range(2):
+        layers = range(layer, layer + 1)
+        for tokens in (range(20), range(20, 53)):
+            payload = source.kv_cache.gather(layers, answer.block_ids, tokens)
+            target.kv_cache.scatter(layers, moved_to, tokens, payload)
+    answer.block_ids = moved_to
+    run_all(target, [answer], NUM_TOKENS)
+    assert list(answer.output) == tiny.generate(prompt, NUM_TOKENS)
+
+
+def test_layers_are_reported_when_their_kv_is_written(tiny: TinyModel) -> None:
+    prompt = random_prompt(30, seed=6)
+    runner = tiny.runner()
+    whole = tiny.runner()
+    run_step(whole, [Answer(prompt, (3, 1))])
+    seen: list[int] = []
+
+    def on_layer(layer: int) -> None:
+        seen.append(layer)
+        args = range(layer, layer + 1), (3, 1), range(30)
+        got, want = runner.kv_cache.gather(*args), whole.kv_cache.gather(*args)
+        assert got.tobytes() == want.tobytes()
+        later = runner.kv_cache.data[layer + 1 :]
+        assert not later.any()
+
+    runner.step([Answer(prompt, (3, 1)).next_entry()], on_layer)
+    assert seen == [0, 1]
+
+
+def test_on_layer_failure_reaches_the_caller(tiny: TinyModel) -> None:
+    def on_layer(_layer: int) -> None:
+        raise BatonError("carrier gone")
+
+    runner = tiny.runner()
+    entry = Answer(random_prompt(9, seed=1), (3, 1)).next_entry()
+    with pytest.raises(BatonError, match="carrier gone"):
+        runner.step([entry], on_layer)
+    assert runner.step([entry]).token_ids[0] is not None
+
+
+def test_warm_up_leaves_the_allocators_blocks_alone(tiny: TinyModel) -> None:
+    runner = tiny.runner()
+    runner.warm_up()
+    assert not runner.kv_cache.data[:, :, : NUM_BLOCKS * BLOCK_SIZE].any()
+
+
+def test_step_reports_its_duration_and_logprobs(tiny: TinyModel) -> None:
+    prompt = random_prompt(12, seed=2)
+    runner = Runner(tiny.loaded, num_blocks=4, block_size=16, num_threads=1, clock=ManualClock(5.0))
+    result = runner.step([Answer(prompt, (3, 1)).next_entry()])
+    with torch.inference_mode():
+        want = tiny.oracle(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+    assert result.compute_s == 0.0
+    token_id = result.token_ids[0]
+    assert token_id is not None
+    assert result.logprobs[0] == pytest.approx(float(want[token_id]), abs=1e-4)
+
+
+def test_sampled_tokens_do_not_depend_on_the_batch(tiny: TinyModel) -> None:
+    sampling = SamplingParams(temperature=1.5, top_p=0.95, seed=11)
+    entries = [
+        replace(
+            Answer(random_prompt(10 + i, seed=i), (2 * i, 2 * i + 1)).next_entry(),
+            sample=sample_spec(sampling=sampling, child_index=i),
+        )
+        for i in range(8)
+    ]
+    together = tiny.runner().step(entries).token_ids
+    backwards = tiny.runner().step(entries[::-1]).token_ids
+    alone = [tiny.runner().step([entry]).token_ids[0] for entry in entries]
+    assert list(together) == list(backwards[::-1]) == alone
+
+
+def bad_entry(**changes: object) -> BatchEntry:
+    entry = Answer(random_prompt(20, seed=1), (1, 2)).next_entry()
+    return replace(entry, **changes)  # type: ignore[arg-type]
+
+
+BAD_BATCHES = [
+    ("no entry", [], "at least one entry"),
+    ("no token", [bad_entry(token_ids=())], "entry request: no input tokens"),
+    ("short block table", [bad_entry(block_ids=(1,))], "tokens 0 to 20 in 1 blocks of 16"),
+    ("negative start", [bad_entry(start=-1)], "tokens -1 to 19"),
+]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"), [b[1:] for b in BAD_BATCHES], ids=[b[0] for b in BAD_BATCHES]
+)
+def test_impossible_batches_are_refused(
+    tiny: TinyModel, entries: list[BatchEntry], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.runner().step(entries)

@@ -1,0 +1,82 @@
+"""The rules of the handoff that are judged from outside the machines under test."""
+
+from core.blocks import leak_report
+from core.errors import BatonError
+from core.ids import HandoffId
+from core.request import Fence
+from engine.block_allocator import BlockAllocator, IntegrityError
+from kv_transfer.sink import Sink
+from tests.simulation.content import LAYOUT, Memory, Spec, cells, whole
+
+
+class RuleBroken(AssertionError):
+    """A rule of the handoff does not hold."""
+
+
+class Checks:
+    """What was seen so far, as far as rules need it."""
+
+    def __init__(self) -> None:
+        self._committed: set[tuple[HandoffId, Fence]] = set()
+        self._owners: dict[tuple[HandoffId, Fence], str] = {}
+        self._fences: dict[tuple[str, HandoffId], Fence] = {}
+        self._granted: dict[int, int] = {}
+        """Stream → tokens that its sink has room for."""
+
+    def raised_fence(self, where: str, handoff_id: HandoffId, fence: Fence) -> None:
+        """A place has taken up a new fence: never a lower one than before."""
+        before = self._fences.get((where, handoff_id))
+        if before is not None and fence < before:
+            raise RuleBroken(f"{where}: {handoff_id} went back from {before} to {fence}")
+        self._fences[where, handoff_id] = fence
+
+    def granted(self, stream_id: int, sink: Sink, num_tokens: int) -> None:
+        """A credit leaves the sink: it must be backed by blocks."""
+        if num_tokens > len(sink.block_ids) * LAYOUT.block_size:
+            raise RuleBroken(f"credit of {num_tokens} tokens for {len(sink.block_ids)} blocks")
+        self._granted[stream_id] = max(num_tokens, self._granted.get(stream_id, 0))
+
+    def sent(self, stream_id: int, stop: int) -> None:
+        """A segment up to token `stop` leaves the source: it must be covered by credit."""
+        if stop > self._granted.get(stream_id, 0):
+            raise RuleBroken(f"stream {stream_id}: sent {stop} tokens beyond its credit")
+
+    def committed(self, spec: Spec, sink: Sink, memory: Memory, salt: int) -> None:
+        """A sink has committed: once, and with the right KV."""
+        key = (sink.handoff_id, sink.fence)
+        if key in self._committed:
+            raise RuleBroken(f"{key} committed twice")
+        self._committed.add(key)
+        piece = whole(sink.num_tokens)
+        if memory.gather(sink.block_ids, piece) != cells(salt, piece):
+            raise RuleBroken(f"{key} committed with wrong KV")
+
+    def accepted(self, handoff_id: HandoffId, fence: Fence, node: str) -> None:
+        """The router takes a decode instance as the owner: one per fence."""
+        if self._owners.setdefault((handoff_id, fence), node) != node:
+            raise RuleBroken(f"{handoff_id} {fence} has two owners")
+
+    def delivered(self, spec: Spec, delivered: list[int], token: int) -> None:
+        """The client gets its next token: the right one for this position."""
+        position = len(delivered)
+        if token != spec.token_at(position) or position >= spec.num_output_tokens:
+            raise RuleBroken(f"{spec}: token {token} delivered at position {position}")
+
+
+def check_books(allocator: BlockAllocator) -> None:
+    """Law 2, after every event."""
+    try:
+        allocator.check()
+    except IntegrityError as error:
+        raise RuleBroken(str(error)) from error
+
+
+def check_idle(name: str, allocator: BlockAllocator) -> None:
+    """Law 2, at the end of time."""
+    if problem := leak_report(allocator.counts(), allocator.num_blocks):
+        raise RuleBroken(f"{name}: {problem}")
+
+
+def as_rule(error: BatonError) -> RuleBroken:
+    """An error that no part of the world may raise outside its handlers."""
+    return RuleBroken(f"{type(error).__name__}: {error}")

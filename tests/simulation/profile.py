@@ -1,0 +1,70 @@
+"""How rough one seed's world is, and how long its waits are."""
+
+from dataclasses import dataclass
+from random import Random
+
+TICK_S = 1 / 1024
+"""Binary, so that sums of moments are exact and timers fire when they are due."""
+LEASE = 400
+AWAIT = 250
+RETARGET_WAIT = 400
+PROGRESS = 300
+ATTEMPT = 900
+SILENCE = 600
+SLACK = 64
+"""Ticks between a deadline and the end of the request at most."""
+MAX_ATTEMPTS = 6
+MIN_EVENTS = 60
+"""New requests arrive until so many events have happened."""
+
+
+@dataclass(slots=True, frozen=True)
+class Profile:
+    """Probabilities are per message, per segment or per request; 0 to 1."""
+
+    loss: float = 0.0
+    duplicate: float = 0.0
+    slow: float = 0.0
+    damage: float = 0.0
+    rogue: float = 0.0
+    """Of a frame or call that a correct peer would not send now."""
+    cancel: float = 0.0
+    error: float = 0.0
+    """Of an error that no retry mends."""
+    spread: int = 12
+    """Ticks of network delay at most."""
+    num_crashes: int = 0
+    num_breaks: int = 0
+    router_crash: float = 0.0
+    deadline: int = 20000
+    """Ticks; the shortest of the seed."""
+
+    @property
+    def is_calm(self) -> bool:
+        """Nothing but delay and reordering: every request must finish."""
+        return self.deadline == 20000
+
+
+CALM = Profile()
+
+
+def draw(rng: Random) -> Profile:
+    """One of calm, lossy, crashing and hostile, with its own rates."""
+    kind = rng.random()
+    if kind < 0.15:
+        return CALM
+    lossy, crashing, hostile = kind < 0.5, 0.35 < kind < 0.85, kind > 0.7
+    return Profile(
+        loss=rng.random() * 0.06 if lossy else 0.005,
+        duplicate=rng.random() * 0.2 if lossy or hostile else 0.01,
+        slow=rng.random() * 0.15,
+        damage=rng.random() * 0.3 if lossy or hostile else 0.01,
+        rogue=0.25 if hostile else 0.0,
+        cancel=0.2,
+        error=0.01,
+        spread=4 + int(rng.random() * 30),
+        num_crashes=int(1 + rng.random() * 3) if crashing else 0,
+        num_breaks=int(rng.random() * 3),
+        router_crash=0.15,
+        deadline=600 if hostile else 1500,
+    )
