@@ -183,7 +183,7 @@ def build(cls: type[T], table: Mapping[str, Any], where: str, problems: list[str
         return None
 
 
-def _value(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+def _value(kind: object, value: object, where: str, problems: list[str]) -> object:
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
         return build(kind, value, where, problems)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

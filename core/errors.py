@@ -1,4 +1,4 @@
-"""Every error Baton raises on purpose, and the gRPC status each deserves (by name: no grpc here)."""
+"""Every error Baton raises on purpose, and the gRPC status (by name) each deserves."""
 
 from dataclasses import dataclass
 

@@ -51,7 +51,7 @@ _ENDINGS = {
     Event.CANCELLED: State.CANCELLED,
     Event.DEADLINE: State.FAILED,
 }
-_OVER: dict[Event, State | Ruling] = {event: Ruling.DROP for event in Event}
+_OVER: dict[Event, State | Ruling] = dict.fromkeys(Event, Ruling.DROP)
 
 LIFECYCLE: Table[State, Event] = Table(
     "request",

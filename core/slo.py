@@ -82,9 +82,7 @@ class FirstGapParts:
 def first_gap_parts(whole_s: float, handoff: HandoffTiming) -> FirstGapParts:
     """Split a first gap; the parts sum to `whole_s`."""
     transfer_s = handoff.source_tail_s + handoff.sink_tail_s
-    known_s = (
-        transfer_s + handoff.credit_wait_s + handoff.decode_queue_s + handoff.first_step_s
-    )
+    known_s = transfer_s + handoff.credit_wait_s + handoff.decode_queue_s + handoff.first_step_s
     return FirstGapParts(
         exposed_transfer_s=transfer_s,
         reserve_wait_s=handoff.credit_wait_s,
@@ -110,9 +108,7 @@ def meets(slo: Slo, moments: Moments) -> bool:
         (slo.tpot_s, tpot_s(moments)),
         (slo.e2e_s, e2e_s(moments)),
     )
-    return all(
-        limit is None or value is None or value <= limit for limit, value in pairs
-    )
+    return all(limit is None or value is None or value <= limit for limit, value in pairs)
 
 
 def attainment(slo: Slo, offered: Iterable[Moments | None]) -> float:

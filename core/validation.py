@@ -126,7 +126,9 @@ def _stop_params(draft: RequestDraft, num_prompt_tokens: int, model: ModelLimits
 
 
 def _refuse(found: Iterator[FieldViolation]) -> None:
-    violations = tuple(violation for violation, _ in zip(found, range(MAX_VIOLATIONS), strict=False))
+    violations = tuple(
+        violation for violation, _ in zip(found, range(MAX_VIOLATIONS), strict=False)
+    )
     if violations:
         raise InvalidRequest(violations)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.config import Config
 from core.ids import InstanceId, RouterId
@@ -18,6 +18,11 @@ from deploy.instance import InstanceSpec
 from deploy.ray_runtime import private_ray
 from registry.embedded import EmbeddedValkey
 from router.server import RouterSpec
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +68,13 @@ class Cluster:
 
     async def pid(self, name: str) -> int:
         """Process id of one actor; after a crash, of the restarted one."""
-        return int(await self._ask(self.actors[name].pid.remote()))
+        return int(str(await self._ask(self.actors[name].pid.remote())))
 
     async def address(self, name: str) -> str:
         """host:port of one actor, once it serves."""
         return str(await self._ask(self.actors[name].address.remote()))
 
-    async def _ask(self, reference: Any) -> Any:
+    async def _ask(self, reference: "ObjectRef[Any]") -> object:
         return await asyncio.to_thread(self.ray.get, reference, timeout=READY_TIMEOUT_S)
 
     async def start(self, specs: "list[ActorSpec]", on_progress: Progress) -> None:
@@ -84,7 +89,7 @@ class Cluster:
         self.addresses[name] = await self.address(name)
         on_progress(f"{name} serves on {self.addresses[name]}")
 
-    def _actor(self, spec: "ActorSpec") -> Any:
+    def _actor(self, spec: "ActorSpec") -> "ActorHandle[Any]":
         options: dict[str, Any] = {
             "num_cpus": spec.num_cpus,
             "num_gpus": spec.num_gpus,
@@ -96,7 +101,7 @@ class Cluster:
         actor = self.ray.remote(ServiceActor).options(**options)
         return actor.remote(spec.kind, spec.spec_json, spec.log_level)
 
-    def _placement(self, spec: "ActorSpec") -> Any:
+    def _placement(self, spec: "ActorSpec") -> "PlacementGroupSchedulingStrategy":
         """The instance's placement group: its ranks packed on one host."""
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy

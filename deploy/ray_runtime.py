@@ -65,7 +65,7 @@ def private_ray(*, num_cpus: int, num_gpus: int = 0) -> Iterator[Any]:
 
 def _short_folder() -> str | None:
     """Ray's socket names are long and a socket path ends at 107 characters."""
-    return "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108
+    return "/tmp" if Path("/tmp").is_dir() else None
 
 
 def _loopback() -> str:

@@ -115,10 +115,10 @@ def _keep_top_k(scores: torch.Tensor, top_k: Sequence[int]) -> torch.Tensor:
     if not rows:
         return scores
     index = torch.tensor(rows, device=scores.device)
-    best = scores[index].topk(max(top_k[i] for i in rows), dim=-1).values
+    subset = scores[index]
+    best = subset.topk(max(top_k[i] for i in rows), dim=-1).values
     places = torch.tensor([[top_k[i] - 1] for i in rows], device=scores.device)
-    dropped = scores[index] < best.gather(1, places)
-    scores[index] = scores[index].masked_fill(dropped, float("-inf"))
+    scores[index] = subset.masked_fill(subset < best.gather(1, places), float("-inf"))
     return scores
 
 

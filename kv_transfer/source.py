@@ -70,9 +70,7 @@ class Reader:
     def plan(self, layout: KvLayout, num_chunk_tokens: int, target_bytes: int) -> None:
         """Fix the layer groups, once the prefill has started."""
         target = min(target_bytes, self._max_segment_bytes)
-        self._groups = layer_groups(
-            layout, num_chunk_tokens=num_chunk_tokens, target_bytes=target
-        )
+        self._groups = layer_groups(layout, num_chunk_tokens=num_chunk_tokens, target_bytes=target)
         self._sent = [self._num_cached_tokens] * len(self._groups)
 
     def resend(self, index: int) -> None:

@@ -1,0 +1,1 @@
+"""Reading prompts: the queue, the phase and the gRPC service."""

@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
@@ -91,7 +92,7 @@ def _client(parts: SplitResult) -> Redis:
     return Redis.from_pool(pool)
 
 
-def _tls(parts: SplitResult) -> dict[str, object]:
+def _tls(parts: SplitResult) -> dict[str, Any]:
     if parts.scheme != "rediss":
         return {}
     files = {name: values[0] for name, values in parse_qs(parts.query).items()}

@@ -18,7 +18,7 @@ from core.limits import (
 from core.model_spec import ModelSpec
 from core.request import Fence, FinishReason, SamplingParams, StopParams
 from core.work import WorkRequest
-from rpc.bounds import Bounds
+from rpc.bounds import Bounds, known
 from rpc.pb import types_pb2, workers_pb2
 
 MAX_HANDOFF_ID_CHARS = MAX_REQUEST_ID_CHARS + 32
@@ -39,12 +39,11 @@ _SAMPLING_FIELDS = (
     "seed",
 )
 
-_FINISH_TO_PB: Mapping[FinishReason | None, types_pb2.FinishReason] = {
+_FINISH_TO_PB: Mapping[FinishReason | None, "types_pb2.FinishReason.ValueType"] = {
     None: types_pb2.FINISH_REASON_UNSPECIFIED,
     FinishReason.STOP: types_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: types_pb2.FINISH_REASON_LENGTH,
 }
-_FINISH_FROM_PB = {value: key for key, value in _FINISH_TO_PB.items()}
 
 
 def fence_to_pb(fence: Fence) -> types_pb2.Fence:
@@ -77,18 +76,14 @@ def router_id_from_pb(value: str) -> RouterId:
     return RouterId(value)
 
 
-def finish_reason_to_pb(reason: FinishReason | None) -> types_pb2.FinishReason:
+def finish_reason_to_pb(reason: FinishReason | None) -> "types_pb2.FinishReason.ValueType":
     """None: the answer goes on."""
     return _FINISH_TO_PB[reason]
 
 
-def finish_reason_from_pb(value: types_pb2.FinishReason) -> FinishReason | None:
+def finish_reason_from_pb(value: int) -> FinishReason | None:
     """None: the answer goes on."""
-    if value not in _FINISH_FROM_PB:
-        bounds = Bounds()
-        bounds.refuse("finish_reason", f"unknown value {int(value)}")
-        bounds.settle()
-    return _FINISH_FROM_PB[value]
+    return known("finish_reason", _FINISH_TO_PB, value)
 
 
 def sampling_to_pb(sampling: SamplingParams) -> types_pb2.SamplingParams:
@@ -201,7 +196,7 @@ def _check_tokens(bounds: Bounds, message: workers_pb2.WorkRequest, spec: ModelS
     limit, max_tokens = spec.max_context_tokens, message.stop.max_tokens
     if bounds.count("prompt_token_ids", prompt, 1, limit):
         bounds.token_ids("prompt_token_ids", prompt, spec.vocab_size)
-        if 1 <= max_tokens and len(prompt) + max_tokens > limit:
+        if max_tokens >= 1 and len(prompt) + max_tokens > limit:
             bounds.refuse(
                 "stop.max_tokens",
                 f"{len(prompt)} prompt tokens and {max_tokens} more exceed the context of {limit}",

@@ -76,7 +76,9 @@ def load_to_pb(load: Load) -> types_pb2.LoadReport:
 def load_from_pb(message: types_pb2.LoadReport) -> Load:
     """How busy an instance is."""
     bounds = Bounds()
-    bounds.number("load.num_pending_prompt_tokens", message.num_pending_prompt_tokens, 0, MAX_TOKENS)
+    bounds.number(
+        "load.num_pending_prompt_tokens", message.num_pending_prompt_tokens, 0, MAX_TOKENS
+    )
     bounds.number("load.num_context_tokens", message.num_context_tokens, 0, MAX_TOKENS)
     bounds.number("load.num_free_blocks", message.num_free_blocks, 0, message.num_blocks)
     bounds.settle()

@@ -83,12 +83,13 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BatonError) 
 def our_error(error: Exception) -> BatonError:
     """The typed error that an exception is or wraps; anything else is a bug and gets an id."""
     leaves = list(_leaves(error))
-    ours = [leaf for leaf in leaves if isinstance(leaf, BatonError)]
-    if ours and len(ours) == len(leaves):
-        return ours[0]
+    bugs = [leaf for leaf in leaves if not isinstance(leaf, BatonError)]
+    bugs += [leaf for leaf in leaves if isinstance(leaf, BatonError) and leaf.status == "INTERNAL"]
+    if not bugs and isinstance(leaves[0], BatonError):
+        return leaves[0]
+    culprit = bugs[0]
     error_id = secrets.token_hex(8)
     # Frames and the type only: the text of an exception may quote a prompt.
-    culprit = next(leaf for leaf in leaves if not isinstance(leaf, BatonError))
     frames = "".join(traceback.format_tb(culprit.__traceback__))
     logger.error("bug error_id=%s type=%s\n%s", error_id, type(culprit).__qualname__, frames)
     return BatonError(f"internal error {error_id}")
@@ -191,7 +192,7 @@ def _rebuild(
     # The peer's status must be the class's own: a reason alone does not choose our reaction.
     if found is None or found.status != by_code.status:
         return by_code
-    if issubclass(found, Saturated):
+    if issubclass(found, Saturated) and found.__init__ is Saturated.__init__:
         return found(str(by_code), retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9)
     # Classes with arguments of their own cannot be rebuilt from a message.
     return found(str(by_code)) if found.__init__ is BatonError.__init__ else by_code

@@ -1,0 +1,1 @@
+"""Text ↔ tokens: tokenizer, chat templates, incremental detokenization, stop strings."""

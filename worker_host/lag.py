@@ -16,15 +16,20 @@ class LagMonitor:
         self._clock = clock
         self._samples_s: deque[float] = deque(maxlen=MAX_SAMPLES)
         self._is_sampling = False
-        self._is_busy = False
+        self._is_running = False
+        self._ran_lately = False
         self._due_at_s = 0.0
 
     def step_begins(self) -> None:
-        """Sample for a while."""
-        self._is_busy = True
+        """Sample until a while after it returned."""
+        self._is_running = self._ran_lately = True
         if not self._is_sampling:
             self._is_sampling = True
             self._plan()
+
+    def step_returned(self) -> None:
+        """Stop soon, unless another begins."""
+        self._is_running = False
 
     def take_p99_s(self) -> float:
         """The 99th percentile since the last call; 0 when nothing ran."""
@@ -38,8 +43,8 @@ class LagMonitor:
 
     def _sample(self) -> None:
         self._samples_s.append(max(0.0, self._clock.now_s() - self._due_at_s))
-        if self._is_busy:
-            self._is_busy = False
+        if self._is_running or self._ran_lately:
+            self._ran_lately = False
             self._plan()
         else:
             self._is_sampling = False

@@ -34,34 +34,35 @@ class StepLoop:
         holds: StepHolds,
         clock: Clock,
         lag: LagMonitor,
+        work: asyncio.Event,
+        on_turn: Callable[[], None],
     ) -> None:
+        """`work` is set when there may be something to schedule; `on_turn` is told of each look."""
         self._runner = runner
         self._phases = phases
         self._holds = holds
         self._clock = clock
         self._lag = lag
-        self._work = asyncio.Event()
+        self._work = work
+        self._on_turn = on_turn
         self.num_steps = 0
         """Returned since the start."""
         self.running_since_s: float | None = None
         """When the running step began; None between steps."""
-
-    def notify(self) -> None:
-        """There may be something to schedule."""
-        self._work.set()
 
     async def run(self) -> None:
         """Step until cancelled. An exception of a step ends the loop, and so the process."""
         # Not the loop's default executor: nothing may queue before a step.
         with ThreadPoolExecutor(1, thread_name_prefix="step") as executor:
             while True:
-                # Cleared before asking: what is notified meanwhile is asked for again.
+                # Cleared before asking: whatever comes meanwhile asks again.
                 self._work.clear()
                 works = self._schedule()
+                self._on_turn()
                 if any(work.entries for work in works):
                     await self._step(works, executor)
-                    self._work.set()
-                await self._work.wait()
+                else:
+                    await self._work.wait()
 
     def _schedule(self) -> list[PhaseWork]:
         works: list[PhaseWork] = []
@@ -87,6 +88,7 @@ class StepLoop:
             raise
         self.num_steps += 1
         self.running_since_s = None
+        self._lag.step_returned()
         self._absorb(works, result, began_at_s)
         # After absorbing: what the step proves useless is freed with what was let go before.
         self._holds.step_returned()

@@ -6,15 +6,15 @@ import pytest
 
 from core.paths import cache_dir
 
-HOME = Path("/home/me")
+HOME = Path("/users/me")
 CASES = [
     # id, environment, platform, want
-    ("Linux", {}, "linux", "/home/me/.cache/baton"),
-    ("macOS", {}, "darwin", "/home/me/Library/Caches/baton"),
+    ("Linux", {}, "linux", "/users/me/.cache/baton"),
+    ("macOS", {}, "darwin", "/users/me/Library/Caches/baton"),
     ("XDG", {"XDG_CACHE_HOME": "/big"}, "linux", "/big/baton"),
     ("XDG on macOS", {"XDG_CACHE_HOME": "/big"}, "darwin", "/big/baton"),
-    ("XDG empty", {"XDG_CACHE_HOME": ""}, "linux", "/home/me/.cache/baton"),
-    ("XDG relative", {"XDG_CACHE_HOME": "big"}, "linux", "/home/me/.cache/baton"),
+    ("XDG empty", {"XDG_CACHE_HOME": ""}, "linux", "/users/me/.cache/baton"),
+    ("XDG relative", {"XDG_CACHE_HOME": "big"}, "linux", "/users/me/.cache/baton"),
 ]
 
 

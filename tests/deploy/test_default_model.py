@@ -120,7 +120,7 @@ def test_a_full_disk_is_noticed_before_anything_is_fetched(tmp_path: Path) -> No
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file, where a folder should be")
-    with pytest.raises(ModelError, match="cannot keep the default model in .*cache"):
+    with pytest.raises(ModelError, match=r"cannot keep the default model in .*cache"):
         fetch_default_model(tmp_path / "cache")
 
 

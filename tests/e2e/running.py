@@ -49,7 +49,7 @@ class RunningCluster:
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._serve())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - handed to the starting thread
             self._error = error
             self._started.set()
         finally:

@@ -1,10 +1,13 @@
 """Law 1 for one rank: tokens equal generate()'s however a request is cut, batched and stored."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from core.clock import ManualClock
 from core.errors import BatonError
@@ -82,6 +85,49 @@ def test_requests_join_and_leave_a_running_batch(tiny: TinyModel) -> None:
     run_all(runner, answers, NUM_TOKENS)
     want = oracle_outputs(tiny, answers)
     assert [list(answer.output[:NUM_TOKENS]) for answer in answers] == want
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_schedule_gives_the_same_tokens(tiny: TinyModel, data: st.DataObject) -> None:
+    """Requests of any chunking, in any subset per step, over any blocks."""
+    blocks = data.draw(st.permutations(range(NUM_BLOCKS)))
+    lengths = data.draw(st.lists(st.sampled_from([1, 9, 16, 40]), min_size=1, max_size=4))
+    answers = [
+        Answer(random_prompt(length, seed=i), tuple(blocks[i * 4 : i * 4 + 4]))
+        for i, length in enumerate(lengths)
+    ]
+    runner = tiny.runner()
+    while running := [answer for answer in answers if len(answer.output) < 6]:
+        chosen = data.draw(st.lists(st.sampled_from(running), min_size=1, unique_by=id))
+        for answer in chosen:
+            answer.chunk = data.draw(st.integers(1, 20))
+        run_step(runner, chosen)
+    assert [list(answer.output) for answer in answers] == [
+        tiny.generate(answer.prompt, 6) for answer in answers
+    ]
+
+
+def test_copies_beside_running_steps_disturb_neither(tiny: TinyModel) -> None:
+    runner = tiny.runner()
+    leased = Answer(random_prompt(60, seed=9), (63, 50, 62, 51))
+    run_step(runner, [leased])
+    before = bytes(runner.kv_cache.gather(range(2), leased.block_ids, range(60)))
+    answer = Answer(random_prompt(40, seed=8), (1, 3, 5, 7))
+
+    def copy() -> bool:
+        for _ in range(200):
+            got = runner.kv_cache.gather(range(2), leased.block_ids, range(60))
+            runner.kv_cache.scatter(range(2), (40, 42, 44, 46), range(60), got)
+            if bytes(got) != before:
+                return False
+        return bytes(runner.kv_cache.gather(range(2), (40, 42, 44, 46), range(60))) == before
+
+    with ThreadPoolExecutor() as pool:
+        copies = [pool.submit(copy)]
+        run_all(runner, [answer], NUM_TOKENS)
+        assert all(done.result(timeout=30.0) for done in copies)
+    assert list(answer.output) == tiny.generate(answer.prompt, NUM_TOKENS)
 
 
 def test_dead_requests_poison_nobody(tiny: TinyModel) -> None:

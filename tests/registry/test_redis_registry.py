@@ -3,8 +3,12 @@
 import asyncio
 import os
 import signal
+import ssl
+import subprocess
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -172,6 +176,82 @@ async def test_nothing_shows_the_password(
     texts.append(redacted(server.url))
     assert not [text for text in texts if password in text]
     await wrong.close()
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> ssl.SSLContext:
+    """A server's side, of a certificate that is its own authority, in `tmp_path`."""
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    what = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(
+        ["openssl", "req", "-x509", *what, *name, "-keyout", key, "-out", cert],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return context
+
+
+TLS_CASES = [
+    # id                      the server's newest TLS          host         trusts it   error
+    ("TLS 1.3", ssl.TLSVersion.TLSv1_3, "localhost", True, None),
+    ("TLS 1.2 is too old", ssl.TLSVersion.TLSv1_2, "localhost", True, "Error connecting"),
+    ("unknown authority", ssl.TLSVersion.TLSv1_3, "localhost", False, "CERTIFICATE_VERIFY"),
+    ("another's name", ssl.TLSVersion.TLSv1_3, "127.0.0.1", True, "CERTIFICATE_VERIFY"),
+]
+
+
+@pytest.mark.parametrize(
+    ("newest", "host", "trusted", "error"),
+    [c[1:] for c in TLS_CASES],
+    ids=[c[0] for c in TLS_CASES],
+)
+async def test_rediss(
+    server: EmbeddedValkey,
+    tls: ssl.SSLContext,
+    tmp_path: Path,
+    newest: ssl.TLSVersion,
+    host: str,
+    trusted: bool,
+    error: str | None,
+) -> None:
+    tls.maximum_version = newest
+    async with _tls_front(server, tls) as port:
+        password = server.url.split(":")[2].split("@")[0]
+        query = f"?ssl_ca_certs={tmp_path}/cert.pem" if trusted else ""
+        registry = connect(f"rediss://:{password}@{host}:{port}/0{query}", "blue")
+        if error is None:
+            assert await registry.members() == ()
+        else:
+            with pytest.raises(RegistryUnavailable, match=error):
+                await registry.members()
+        await registry.close()
+
+
+@asynccontextmanager
+async def _tls_front(server: EmbeddedValkey, tls: ssl.SSLContext) -> AsyncIterator[int]:
+    """The embedded server speaks no TLS: this does, on the port it yields."""
+    back_port = int(server.url.rsplit(":", 1)[1].split("/")[0])
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back_reader, back_writer = await asyncio.open_connection("127.0.0.1", back_port)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_pipe(reader, back_writer))
+            group.create_task(_pipe(back_reader, writer))
+
+    front = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    async with front:
+        yield front.sockets[0].getsockname()[1]
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async with asyncio.timeout(30):
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
 
 
 BAD_URLS = [

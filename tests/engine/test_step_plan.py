@@ -1,0 +1,88 @@
+"""The flat batch: who lies where, which slots are read and written, and what is padded."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from engine.batch import BatchEntry
+from engine.step_plan import SlotIndex, plan_step
+from tests.engine.tiny import sample_spec
+
+
+def entry(
+    num_tokens: int, start: int, block_ids: Sequence[int], *, sampled: bool = True
+) -> BatchEntry:
+    """Token ids that name their own position."""
+    return BatchEntry(
+        key="",
+        token_ids=range(start, start + num_tokens),
+        start=start,
+        block_ids=block_ids,
+        sample=sample_spec() if sampled else None,
+    )
+
+
+def slots_of(index: SlotIndex) -> list[int]:
+    if isinstance(index, slice):
+        return list(range(index.start, index.stop))
+    return [int(slot) for slot in index]
+
+
+def test_chunks_first_then_single_tokens_by_falling_length() -> None:
+    entries = [
+        entry(1, 5, (0, 1)),
+        entry(3, 2, (2, 4)),
+        entry(1, 7, (5, 6)),
+        entry(2, 0, (3,), sampled=False),
+    ]
+    plan = plan_step(entries, 4, "cpu")
+    assert plan.order == (1, 3, 2, 0)
+    assert plan.input_ids.tolist() == plan.position_ids.tolist() == [[2, 3, 4, 0, 1, 7, 5]]
+    assert plan.sampled == (1, 2, 0)
+    assert plan.sampled_rows.tolist() == [2, 5, 6]
+    assert slots_of(plan.write_index) == [10, 11, 16, 12, 13, 27, 5]
+    assert [slots_of(span.index) for span in plan.prefills] == [[8, 9, 10, 11, 16], [12, 13]]
+    assert [(s.rows, s.start, s.stop) for s in plan.prefills] == [
+        (slice(0, 3), 2, 5),
+        (slice(3, 5), 0, 2),
+    ]
+
+
+def test_padding_names_the_requests_own_first_slot() -> None:
+    plan = plan_step([entry(1, 5, (0, 3)), entry(1, 3, (2,))], 4, "cpu")
+    (group,) = plan.decodes
+    assert group.padded
+    assert group.lengths.tolist() == [6, 4]
+    assert slots_of(group.index) == [0, 1, 2, 3, 12, 13, 8, 9, 10, 11, 8, 8]
+
+
+GROUPS = [
+    # id                       lengths            want
+    ("alone", [9], [[9]]),
+    ("alike", [9, 9, 8], [[9, 9, 8]]),
+    ("half is alike", [8, 4], [[8, 4]]),
+    ("one short of half", [8, 3], [[8], [3]]),
+    ("a long one apart", [3, 100, 2, 4], [[100], [4, 3, 2]]),
+    ("steps", [64, 32, 16, 8, 4], [[64, 32], [16, 8], [4]]),
+]
+
+
+@pytest.mark.parametrize(("lengths", "want"), [g[1:] for g in GROUPS], ids=[g[0] for g in GROUPS])
+def test_entries_of_similar_length_share_a_call(lengths: list[int], want: list[list[int]]) -> None:
+    entries = [entry(1, length - 1, range(100)) for length in lengths]
+    plan = plan_step(entries, 4, "cpu")
+    assert [group.lengths.tolist() for group in plan.decodes] == want
+    assert [group.rows.start for group in plan.decodes] == list(
+        np.cumsum([0, *(len(lens) for lens in want[:-1])])
+    )
+    assert all(g.padded == (min(w) < max(w)) for g, w in zip(plan.decodes, want, strict=True))
+
+
+def test_one_run_of_slots_is_read_in_place() -> None:
+    plan = plan_step([entry(6, 1, (4, 5))], 4, "cpu")
+    assert plan.prefills[0].index == slice(16, 23)
+    assert plan.write_index == slice(17, 23)
+    scattered = plan_step([entry(6, 1, (5, 4))], 4, "cpu")
+    assert isinstance(scattered.write_index, torch.Tensor)
