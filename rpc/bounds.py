@@ -2,9 +2,12 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from core.errors import FieldViolation, InvalidRequest
+
+K = TypeVar("K")
 
 _MAX_VIOLATIONS = 32
 """One hostile message must not become a long error; the first few say enough."""
@@ -52,6 +55,14 @@ class Bounds:
         """Raise InvalidRequest if anything was refused."""
         if self._violations:
             raise InvalidRequest(tuple(self._violations))
+
+
+def known(field: str, numbers: Mapping[K, int], value: int) -> K:
+    """The key of an enum's number. Enums are open on the wire: a newer peer may send any."""
+    for key, number in numbers.items():
+        if number == value:
+            return key
+    raise InvalidRequest((FieldViolation(field, f"unknown value {value}"),))
 
 
 def seconds(bounds: Bounds, field: str, value: float, high: float) -> float:

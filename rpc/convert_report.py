@@ -1,8 +1,6 @@
 """What instances say of themselves, between `core` and the wire: load, books, roles, timings."""
 
 from collections.abc import Mapping
-from enum import Enum
-from typing import TypeVar
 
 from core.blocks import BlockState
 from core.limits import MAX_TIMEOUT_S
@@ -10,10 +8,8 @@ from core.load import Integrity, Load
 from core.member import Role
 from core.timing import HandoffTiming, PrefillTiming
 from core.work import KvLostReason
-from rpc.bounds import Bounds, seconds
+from rpc.bounds import Bounds, known, seconds
 from rpc.pb import cluster_pb2, types_pb2, workers_pb2
-
-K = TypeVar("K", bound=Enum)
 
 MAX_TOKENS = 2**40
 """Tokens that one instance could ever hold or owe; more is damage."""
@@ -22,13 +18,14 @@ MAX_PROBLEM_CHARS = 4096
 MAX_CARRIER_CHARS = 32
 MAX_KV_BYTES = 2**50
 
-_ROLE_TO_PB: Mapping[Role, types_pb2.Role] = {
+_ROLE_TO_PB: Mapping[Role, "types_pb2.Role.ValueType"] = {
     Role.PREFILL: types_pb2.ROLE_PREFILL,
     Role.DECODE: types_pb2.ROLE_DECODE,
     Role.MIXED: types_pb2.ROLE_MIXED,
     Role.ROUTER: types_pb2.ROLE_ROUTER,
 }
-_KV_LOST_TO_PB: Mapping[KvLostReason, workers_pb2.KvLostReason] = {
+_KV_LOST_TO_PB: Mapping[KvLostReason | None, "workers_pb2.KvLostReason.ValueType"] = {
+    None: workers_pb2.KV_LOST_REASON_UNSPECIFIED,
     KvLostReason.PEER: workers_pb2.KV_LOST_REASON_PEER,
     KvLostReason.STALLED: workers_pb2.KV_LOST_REASON_STALLED,
     KvLostReason.LEASE: workers_pb2.KV_LOST_REASON_LEASE,
@@ -36,36 +33,24 @@ _KV_LOST_TO_PB: Mapping[KvLostReason, workers_pb2.KvLostReason] = {
 }
 
 
-def role_to_pb(role: Role) -> types_pb2.Role:
+def role_to_pb(role: Role) -> "types_pb2.Role.ValueType":
     """The part an instance plays."""
     return _ROLE_TO_PB[role]
 
 
-def role_from_pb(value: types_pb2.Role) -> Role:
+def role_from_pb(value: int) -> Role:
     """The part an instance plays; it must be said."""
-    return _known("role", _ROLE_TO_PB, value)
+    return known("role", _ROLE_TO_PB, value)
 
 
-def kv_lost_to_pb(reason: KvLostReason | None) -> workers_pb2.KvLostReason:
+def kv_lost_to_pb(reason: KvLostReason | None) -> "workers_pb2.KvLostReason.ValueType":
     """None: nothing was lost."""
-    return workers_pb2.KV_LOST_REASON_UNSPECIFIED if reason is None else _KV_LOST_TO_PB[reason]
+    return _KV_LOST_TO_PB[reason]
 
 
-def kv_lost_from_pb(value: workers_pb2.KvLostReason) -> KvLostReason | None:
+def kv_lost_from_pb(value: int) -> KvLostReason | None:
     """None: nothing was lost."""
-    if value == workers_pb2.KV_LOST_REASON_UNSPECIFIED:
-        return None
-    return _known("kv_lost", _KV_LOST_TO_PB, value)
-
-
-def _known(field: str, table: Mapping[K, int], value: int) -> K:
-    for key, number in table.items():
-        if number == value:
-            return key
-    bounds = Bounds()
-    bounds.refuse(field, f"unknown value {value}")
-    bounds.settle()
-    raise AssertionError("settle raises")
+    return known("kv_lost", _KV_LOST_TO_PB, value)
 
 
 def load_to_pb(load: Load) -> types_pb2.LoadReport:
@@ -76,10 +61,8 @@ def load_to_pb(load: Load) -> types_pb2.LoadReport:
 def load_from_pb(message: types_pb2.LoadReport) -> Load:
     """How busy an instance is."""
     bounds = Bounds()
-    bounds.number(
-        "load.num_pending_prompt_tokens", message.num_pending_prompt_tokens, 0, MAX_TOKENS
-    )
-    bounds.number("load.num_context_tokens", message.num_context_tokens, 0, MAX_TOKENS)
+    for name in ("num_pending_prompt_tokens", "num_context_tokens"):
+        bounds.number(f"load.{name}", getattr(message, name), 0, MAX_TOKENS)
     bounds.number("load.num_free_blocks", message.num_free_blocks, 0, message.num_blocks)
     bounds.settle()
     return Load(**{name: getattr(message, name) for name in Load.__slots__})

@@ -134,7 +134,7 @@ def _as_bytes(frame: bytes) -> bytes:
 
 def fetch_call(channel: grpc.aio.Channel) -> FetchCall:
     """Open a Fetch stream on `channel`."""
-    fetch = channel.stream_stream(
+    fetch: grpc.aio.StreamStreamMultiCallable[pb.FetchRequest, FetchRead] = channel.stream_stream(
         FETCH,
         request_serializer=pb.FetchRequest.SerializeToString,
         response_deserializer=tolerant(read_frame),

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import (  # type: ignore[import-untyped]
+    health,
+    health_pb2,
+    health_pb2_grpc,
+)
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from core.errors import BatonError
 from rpc.options import Plane, server_options

@@ -1,4 +1,4 @@
-"""Errors and gRPC statuses: one place where ours become statuses, one where statuses become ours."""
+"""Errors to gRPC statuses, and statuses to errors: the one place of each direction."""
 
 import logging
 import secrets
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from core.errors import (
     BatonError,

@@ -1,0 +1,61 @@
+"""The output tokens of one answer: each position once, in order, up to the answer's end."""
+
+from collections.abc import Sequence
+
+from core.request import FinishReason, StopParams, finish_reason
+
+MAX_EARLY_TOKENS = 4096
+"""Held back behind a gap. A gap lasts as long as two connections differ in speed; a worker that
+runs further ahead is answered from its own unacknowledged tokens later."""
+
+
+class Delivery:
+    """Puts tokens in order, whoever sends them and how often, and sees where the answer ends."""
+
+    def __init__(self, stop: StopParams, forced: Sequence[int]) -> None:
+        self._stop = stop
+        self._token_ids = list(forced)
+        self._early: dict[int, int] = {}
+        self._told_end: tuple[int, FinishReason] | None = None
+        self.end: FinishReason | None = None
+        """Why the answer is complete; None while it is not."""
+        if forced:
+            self.end = finish_reason(stop, len(forced), forced[-1])
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All delivered tokens: forced in every later attempt."""
+        return tuple(self._token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many were delivered: the next position."""
+        return len(self._token_ids)
+
+    @property
+    def num_left(self) -> int:
+        """How many more the answer may have."""
+        return self._stop.max_tokens - len(self._token_ids)
+
+    def take(
+        self, first_position: int, token_ids: Sequence[int], reason: FinishReason | None
+    ) -> tuple[int, ...]:
+        """Accept tokens, repeated or early ones too. Returns what is new and in order now."""
+        if reason is not None:
+            self._told_end = (first_position + len(token_ids), reason)
+        limit = self.num_tokens + MAX_EARLY_TOKENS
+        for position, token_id in enumerate(token_ids, first_position):
+            if self.num_tokens <= position < limit:
+                self._early.setdefault(position, token_id)
+        start = self.num_tokens
+        while self.end is None and (token := self._early.pop(self.num_tokens, None)) is not None:
+            self._token_ids.append(token)
+            self.end = finish_reason(self._stop, self.num_tokens, token)
+        if self.end is None and self._told_end and self._told_end[0] <= self.num_tokens:
+            self.end = self._told_end[1]
+        return tuple(self._token_ids[start:])
+
+    def forget_early(self) -> None:
+        """Drop what was held back: its sender is gone, and the next one sends it again."""
+        self._early.clear()
+        self._told_end = None

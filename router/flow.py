@@ -1,0 +1,250 @@
+"""One choice from admission to its end: walks the lifecycle table; decides, does no IO."""
+
+from dataclasses import dataclass
+
+from core.errors import (
+    AttemptsExhausted,
+    BatonError,
+    Cancelled,
+    DeadlinePassed,
+    KvCorrupt,
+    PeerLost,
+    StaleFence,
+    WrongState,
+)
+from core.ids import InstanceId
+from core.lifecycle import LIFECYCLE, TERMINAL, Event, State
+from core.request import FinishReason, Request
+from core.work import KvLostReason
+from policy.placement import Phase
+from router.actions import (
+    Acknowledge,
+    Action,
+    CancelPrefill,
+    Deliver,
+    Fail,
+    Finish,
+    Output,
+    Retarget,
+    StartDecode,
+    StartPrefill,
+    StopDecode,
+)
+from router.delivery import Delivery
+
+FINAL_STATUSES = frozenset(
+    {
+        "INVALID_ARGUMENT",
+        "UNIMPLEMENTED",
+        "UNAUTHENTICATED",
+        "PERMISSION_DENIED",
+        "OUT_OF_RANGE",
+    }
+)
+"""A worker that says one of these says what every other worker would say."""
+
+
+@dataclass(slots=True)
+class PrefillSide:
+    """The prefill instance of the present attempt."""
+
+    instance_id: InstanceId
+    attempt: int
+    kv_taken: bool = False
+    """Its lease ended with a commit: nobody needs it, but nobody can fetch from it either."""
+
+
+@dataclass(slots=True)
+class DecodeSide:
+    """The decode instance that holds, or will hold, the request."""
+
+    instance_id: InstanceId
+    placed_attempt: int
+    told_attempt: int
+    """Of its last Decode or Retarget."""
+
+
+class Flow:
+    """Every method takes one event and returns what is to be done, in order.
+
+    After each event the shell looks at `needs`: what is missing is to be placed, all at once.
+    """
+
+    def __init__(self, request: Request, *, max_attempts: int) -> None:
+        self.request = request
+        self.state = State.QUEUED
+        self.attempt = 0
+        self.prefill: PrefillSide | None = None
+        self.decode: DecodeSide | None = None
+        self.delivery = Delivery(request.stop, request.resumed_token_ids)
+        self.avoid: set[InstanceId] = set()
+        """Instances that failed this request; the shell forgives them when nobody else is left."""
+        self.wait_error: BatonError | None = None
+        """Why it could not be placed when last tried."""
+        self._max_attempts = max_attempts
+        self._actions: list[Action] = []
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more will happen."""
+        return self.state in TERMINAL
+
+    @property
+    def needs(self) -> frozenset[Phase]:
+        """Which sides have no instance and should have one."""
+        if self.is_over or self.state is State.DECODING:
+            return frozenset()
+        missing = {Phase.PREFILL} if self.state is State.QUEUED else set()
+        # The one token that is left comes from prefill itself.
+        needs_decode = self.state is State.HANDING_OFF or self.delivery.num_left > 1
+        if self.decode is None and needs_decode:
+            missing.add(Phase.DECODE)
+        return frozenset(missing)
+
+    def begin(self) -> list[Action]:
+        """Admitted. A resumed answer may turn out to be complete."""
+        if self.delivery.end is not None:
+            self._finish(self.delivery.end, decode_ended=False)
+        return self._take_actions()
+
+    def placed(self, prefill: InstanceId | None, decode: InstanceId | None) -> list[Action]:
+        """Every side named by `needs` has an instance now."""
+        self._advance(Event.PLACED)
+        self.attempt += 1
+        self.wait_error = None
+        if prefill is not None:
+            self._start_prefill(prefill)
+        if decode is not None:
+            self._start_decode(decode)
+        return self._take_actions()
+
+    def prefill_sampled(
+        self, attempt: int, position: int, token_id: int, reason: FinishReason | None
+    ) -> list[Action]:
+        """Prefill sampled this attempt's first token."""
+        if self._is_prefill(attempt):
+            self._deliver(position, (token_id,), reason, decode_ended=False)
+            if not self.is_over:
+                self._advance(Event.PREFILLED)
+        return self._take_actions()
+
+    def prefill_done(self, attempt: int) -> list[Action]:
+        """Decode has fetched everything; its commit is under way on its own stream."""
+        if self.prefill is not None and self._is_prefill(attempt):
+            self.prefill.kv_taken = True
+        return self._take_actions()
+
+    def prefill_failed(self, attempt: int, error: BatonError) -> list[Action]:
+        """The Prefill stream ended, before anybody took the KV."""
+        if self._is_prefill(attempt):
+            if self.state is not State.DECODING and _is_final(error):
+                self.prefill = None
+                self._fail(error)
+            else:
+                self._lose_prefill(Event.PREFILL_LOST, error, cancel=False)
+        return self._take_actions()
+
+    def decode_refused(self, instance_id: InstanceId, attempt: int, error: BatonError) -> list[Action]:
+        """Decode or Retarget of `attempt` failed."""
+        decode = self.decode
+        if decode is None or (decode.instance_id, decode.told_attempt) != (instance_id, attempt):
+            return self._take_actions()
+        if isinstance(error, WrongState) and attempt > decode.placed_attempt:
+            # The Retarget lost against the commit; the tokens follow on the stream.
+            self._commit(attempt - 1)
+        elif _is_final(error):
+            self._fail(error)
+        else:
+            self._lose_decode(error, stop=True)
+        return self._take_actions()
+
+    def output(self, instance_id: InstanceId, output: Output) -> list[Action]:
+        """News from a decode instance."""
+        if (decode := self._sender(instance_id, output)) is not None:
+            if output.error is not None:
+                self._decode_ended(output.error)
+            elif output.kv_lost is not None:
+                self._lose_kv(decode, output.attempt, output.kv_lost)
+            else:
+                self._take_output(output)
+        return self._take_actions()
+
+    def instance_lost(self, instance_id: InstanceId, error: BatonError) -> list[Action]:
+        """An instance died, or cannot be reached."""
+        if self.decode is not None and self.decode.instance_id == instance_id:
+            self._lose_decode(error, stop=False)
+        prefill = self.prefill
+        if prefill is not None and prefill.instance_id == instance_id and not prefill.kv_taken:
+            self._lose_prefill(Event.PREFILL_LOST, error, cancel=True)
+        return self._take_actions()
+
+    def stop_matched(self) -> list[Action]:
+        """A stop string ended the answer."""
+        self._finish(FinishReason.STOP, decode_ended=False)
+        return self._take_actions()
+
+    def unplaceable(self, error: BatonError) -> list[Action]:
+        """No instance came up in time."""
+        self._fail(error)
+        return self._take_actions()
+
+    def cancelled(self, error: BatonError | None = None) -> list[Action]:
+        """The client gave up, or is given up."""
+        self._end(Event.CANCELLED, Fail(error or Cancelled("the client cancelled")))
+        return self._take_actions()
+
+    def deadline(self) -> list[Action]:
+        """The deadline passed."""
+        passed = DeadlinePassed(f"{self.delivery.num_tokens} output tokens by the deadline")
+        self._end(Event.DEADLINE, Fail(self.wait_error or passed))
+        return self._take_actions()
+
+    # --- starting ---------------------------------------------------------------------------
+
+    def _start_prefill(self, instance_id: InstanceId) -> None:
+        self.prefill = PrefillSide(instance_id, self.attempt)
+        forced = self.delivery.token_ids
+        only_first_token = self.delivery.num_left == 1
+        if only_first_token:
+            self._drop_decode(stop=True)
+        self._actions.append(
+            StartPrefill(
+                instance_id=instance_id,
+                attempt=self.attempt,
+                output_token_ids=forced,
+                only_first_token=only_first_token,
+            )
+        )
+        if self.decode is not None:
+            self.decode.told_attempt = self.attempt
+            self._actions.append(
+                Retarget(
+                    instance_id=self.decode.instance_id,
+                    attempt=self.attempt,
+                    source_id=instance_id,
+                    output_token_ids=forced,
+                )
+            )
+
+    def _start_decode(self, instance_id: InstanceId) -> None:
+        assert self.prefill is not None, "decode is placed with or after its prefill"
+        self.decode = DecodeSide(instance_id, self.attempt, self.attempt)
+        self._actions.append(
+            StartDecode(
+                instance_id=instance_id,
+                attempt=self.attempt,
+                source_id=self.prefill.instance_id,
+                # Of the prefill's own attempt: what it sampled since is not forced but repeated.
+                output_token_ids=self.delivery.token_ids,
+            )
+        )
+
+    # --- tokens -----------------------------------------------------------------------------
+
+    def _take_output(self, output: Output) -> None:
+        if output.committed or output.token_ids:
+            self._commit(output.attempt)
+        ended = output.finish_reason is not None
+        self._deliver(
+            output.first_position, output.token_ids, output.finish_reason, decode_ended=ended
+        )
