@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from core.errors import BatonError
 from core.ids import HandoffId
@@ -124,7 +124,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self.news = asyncio.Event()
-        """Set when `take` may have something."""
+        """Set when there is something to take, or to look at; the reader clears it."""
         self.num_unacked = 0
         """Tokens kept."""
         self._letters: dict[HandoffId, Letters] = {}
@@ -132,6 +132,20 @@ class Outbox:
 
     def __len__(self) -> int:
         return len(self._letters)
+
+    @property
+    def handoff_ids(self) -> tuple[HandoffId, ...]:
+        """Of all requests with letters."""
+        return tuple(self._letters)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `take` may have something."""
+        return bool(self._unread)
+
+    def find(self, handoff_id: HandoffId) -> Letters | None:
+        """The letters of a request."""
+        return self._letters.get(handoff_id)
 
     def open(self, handoff_id: HandoffId, fence: Fence, position: int) -> Letters:
         """Begin a request whose next token is at `position`; replaces an earlier attempt's."""
@@ -147,14 +161,13 @@ class Outbox:
             self._unread.pop(handoff_id, None)
             self.num_unacked -= len(letters.token_ids)
 
-    def put(self, letters: Letters, token_ids: Sequence[int], **facts: object) -> None:
-        """Add tokens and facts. Nothing follows an end, nor what was closed meanwhile."""
+    def put(self, letters: Letters, token_ids: Sequence[int], facts: Facts) -> None:
+        """Add tokens; `facts` are all that hold now. Nothing follows an end or a close."""
         if self._letters.get(letters.handoff_id) is not letters or letters.facts.is_end:
             return
         letters.token_ids += token_ids
+        letters.facts = facts
         self.num_unacked += len(token_ids)
-        if facts:
-            letters.facts = replace(letters.facts, **facts)  # type: ignore[arg-type]
         self._unread[letters.handoff_id] = letters
         self.news.set()
 
@@ -165,7 +178,6 @@ class Outbox:
 
     def take(self) -> list[Output]:
         """All that the subscription has not been told, and count it as told."""
-        self.news.clear()
         unread, self._unread = self._unread, {}
         return [output for letters in unread.values() if (output := letters.take())]
 

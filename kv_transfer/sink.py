@@ -87,11 +87,14 @@ class Sink:
         self._writes.add(pin)
         return Write(attempt, piece, ids, pin)
 
-    def end_write(self, write: Write, digest: int) -> None:
-        """The bytes are in their blocks; `digest` is of what was written."""
+    def end_write(self, write: Write, digest: int | None) -> None:
+        """The bytes are in their blocks; `digest` is of what was written. None: the copy failed or
+        was given up, and the segment counts as never arrived."""
         self._writes.discard(write.pin)
         self.blocks.unpin(write.pin)
-        if write.attempt == self.fence and self.state is SinkState.RECEIVING:
+        if digest is None or write.attempt != self.fence:
+            return
+        if self.state is SinkState.RECEIVING:
             _mark(self._covered, write.range)
             self._digest = (self._digest + digest) & _MASK_64
 

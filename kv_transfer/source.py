@@ -13,6 +13,10 @@ from core.request import Fence, FinishReason
 from kv_transfer.stores import Blocks, Pin
 
 
+NO_ATTEMPT = Fence(0, 0)
+"""Below every attempt: they count from 1."""
+
+
 class Outcome(StrEnum):
     """How a lease ended."""
 
@@ -121,7 +125,7 @@ class Source:
     expires_at_s: float
     """Of the wait for the Prefill call, later of the lease; this host's clock."""
     state: SourceState = SourceState.AWAITED
-    fence: Fence = Fence(0, 0)
+    fence: Fence = NO_ATTEMPT
     """Of the prefill attempt; (0, 0) while awaited."""
     reader: Reader | None = None
     block_ids: tuple[int, ...] = ()
@@ -164,9 +168,9 @@ class Source:
         return True
 
     def fetch(self, reader: Reader, now_s: float) -> None:
-        """A Fetch opened. The newest fence reads; an older one raises StaleFence."""
-        if self.reader is not None and reader.fence < self.reader.fence:
-            raise StaleFence(f"{self.handoff_id}: {reader.fence} is behind {self.reader.fence}")
+        """A Fetch opened. The newest fence reads; one behind it, or behind the prefill (whose
+        forced tokens may be more), raises StaleFence."""
+        self._check_fence(reader.fence)
         self._advance(SourceEvent.FETCH)
         self.reader = reader
         if self.state is SourceState.LEASED:

@@ -1,7 +1,7 @@
 """What moving KV needs of an engine; the engine knows nothing of this package."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from core.blocks import BlockState
 
@@ -19,7 +19,7 @@ class Blocks(Protocol):
     def move(self, block_ids: Sequence[int], source: BlockState, target: BlockState) -> None: ...
     def release(self, block_ids: Sequence[int]) -> None: ...
     def pin(self, block_ids: Sequence[int]) -> Pin: ...
-    def unpin(self, pin: Pin) -> None: ...
+    def unpin(self, pin: Any) -> None: ...  # noqa: ANN401 - whatever `pin` returned
     def generations(self, block_ids: Sequence[int]) -> tuple[int, ...]: ...
 
 

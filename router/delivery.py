@@ -4,11 +4,6 @@ from collections.abc import Sequence
 
 from core.request import FinishReason, StopParams, finish_reason
 
-MAX_EARLY_TOKENS = 4096
-"""Held back behind a gap. A gap lasts as long as two connections differ in speed; a worker that
-runs further ahead is answered from its own unacknowledged tokens later."""
-
-
 class Delivery:
     """Puts tokens in order, whoever sends them and how often, and sees where the answer ends."""
 
@@ -43,9 +38,9 @@ class Delivery:
         """Accept tokens, repeated or early ones too. Returns what is new and in order now."""
         if reason is not None:
             self._told_end = (first_position + len(token_ids), reason)
-        limit = self.num_tokens + MAX_EARLY_TOKENS
         for position, token_id in enumerate(token_ids, first_position):
-            if self.num_tokens <= position < limit:
+            # What is held back behind a gap is bounded by the answer itself.
+            if self.num_tokens <= position < self._stop.max_tokens:
                 self._early.setdefault(position, token_id)
         start = self.num_tokens
         while self.end is None and (token := self._early.pop(self.num_tokens, None)) is not None:

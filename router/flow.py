@@ -50,6 +50,8 @@ class PrefillSide:
 
     instance_id: InstanceId
     attempt: int
+    num_forced: int
+    """Output tokens in its KV."""
     kv_taken: bool = False
     """Its lease ended with a commit: nobody needs it, but nobody can fetch from it either."""
 
@@ -62,6 +64,8 @@ class DecodeSide:
     placed_attempt: int
     told_attempt: int
     """Of its last Decode or Retarget."""
+    num_kv_lost: int = 0
+    """Prefills that could not deliver to it: from the second on it is suspected itself."""
 
 
 class Flow:
@@ -123,8 +127,10 @@ class Flow:
     ) -> list[Action]:
         """Prefill sampled this attempt's first token."""
         if self._is_prefill(attempt):
-            self._deliver(position, (token_id,), reason, decode_ended=False)
-            if not self.is_over:
+            self._deliver(position, (token_id,), reason)
+            if self.delivery.end is not None:
+                self._finish(self.delivery.end, decode_ended=False)
+            else:
                 self._advance(Event.PREFILLED)
         return self._take_actions()
 
@@ -149,6 +155,9 @@ class Flow:
         decode = self.decode
         if decode is None or (decode.instance_id, decode.told_attempt) != (instance_id, attempt):
             return self._take_actions()
+        if self.state is State.DECODING:
+            # Its stream was faster than its reply, and knows better.
+            return self._take_actions()
         if isinstance(error, WrongState) and attempt > decode.placed_attempt:
             # The Retarget lost against the commit; the tokens follow on the stream.
             self._commit(attempt - 1)
@@ -162,11 +171,11 @@ class Flow:
         """News from a decode instance."""
         if (decode := self._sender(instance_id, output)) is not None:
             if output.error is not None:
-                self._decode_ended(output.error)
+                self._decode_ended(decode, output.error)
             elif output.kv_lost is not None:
                 self._lose_kv(decode, output.attempt, output.kv_lost)
             else:
-                self._take_output(output)
+                self._take_output(decode, output)
         return self._take_actions()
 
     def instance_lost(self, instance_id: InstanceId, error: BatonError) -> list[Action]:
@@ -202,7 +211,7 @@ class Flow:
     # --- starting ---------------------------------------------------------------------------
 
     def _start_prefill(self, instance_id: InstanceId) -> None:
-        self.prefill = PrefillSide(instance_id, self.attempt)
+        self.prefill = PrefillSide(instance_id, self.attempt, self.delivery.num_tokens)
         forced = self.delivery.token_ids
         only_first_token = self.delivery.num_left == 1
         if only_first_token:
@@ -234,17 +243,149 @@ class Flow:
                 instance_id=instance_id,
                 attempt=self.attempt,
                 source_id=self.prefill.instance_id,
-                # Of the prefill's own attempt: what it sampled since is not forced but repeated.
-                output_token_ids=self.delivery.token_ids,
+                # As in its KV: what prefill sampled since is not forced but repeated.
+                output_token_ids=self.delivery.token_ids[: self.prefill.num_forced],
             )
         )
 
     # --- tokens -----------------------------------------------------------------------------
 
-    def _take_output(self, output: Output) -> None:
+    def _sender(self, instance_id: InstanceId, output: Output) -> DecodeSide | None:
+        """The decode side, if `output` is of it and of an attempt that still counts."""
+        decode = self.decode
+        if decode is None or decode.instance_id != instance_id:
+            return None
+        is_known = decode.placed_attempt <= output.attempt <= decode.told_attempt
+        return decode if is_known and output.epoch == self.request.epoch else None
+
+    def _take_output(self, decode: DecodeSide, output: Output) -> None:
         if output.committed or output.token_ids:
             self._commit(output.attempt)
-        ended = output.finish_reason is not None
-        self._deliver(
-            output.first_position, output.token_ids, output.finish_reason, decode_ended=ended
+        self._deliver(output.first_position, output.token_ids, output.finish_reason)
+        is_done = output.finish_reason is not None and self.delivery.end is not None
+        self._acknowledge(decode, done=is_done)
+        if self.delivery.end is not None:
+            self._finish(self.delivery.end, decode_ended=is_done)
+
+    def _deliver(
+        self, position: int, token_ids: tuple[int, ...], reason: FinishReason | None
+    ) -> None:
+        start = self.delivery.num_tokens
+        if new := self.delivery.take(position, token_ids, reason):
+            self._actions.append(Deliver(position=start, token_ids=new))
+
+    def _commit(self, attempt: int) -> None:
+        """Decode has the KV of `attempt`; a later prefill, if there is one, is not needed."""
+        if not self._advance(Event.COMMITTED) or self.prefill is None:
+            return
+        if self.prefill.attempt > attempt:
+            self._drop_prefill()
+
+    def _acknowledge(self, decode: DecodeSide, *, done: bool) -> None:
+        self._actions.append(
+            Acknowledge(
+                instance_id=decode.instance_id, next_position=self.delivery.num_tokens, done=done
+            )
         )
+
+    # --- losses -----------------------------------------------------------------------------
+
+    def _is_prefill(self, attempt: int) -> bool:
+        return not self.is_over and self.prefill is not None and self.prefill.attempt == attempt
+
+    def _decode_ended(self, decode: DecodeSide, error: BatonError) -> None:
+        self._acknowledge(decode, done=True)
+        if _is_final(error):
+            self.decode = None
+            self._fail(error)
+        else:
+            self._lose_decode(error, stop=False)
+
+    def _lose_kv(self, decode: DecodeSide, attempt: int, reason: KvLostReason) -> None:
+        is_waiting = self.state in (State.PREFILLING, State.HANDING_OFF)
+        if attempt != decode.told_attempt or not is_waiting or self.prefill is None:
+            return
+        error_type = KvCorrupt if reason is KvLostReason.CORRUPT else PeerLost
+        error = error_type(f"{decode.instance_id} cannot fetch: {reason.value}")
+        decode.num_kv_lost += 1
+        self._lose_prefill(Event.KV_LOST, error, cancel=True)
+        if decode.num_kv_lost > 1 and not self.is_over:
+            self._lose_decode(error, stop=True)
+
+    def _lose_prefill(self, event: Event, error: BatonError, *, cancel: bool) -> None:
+        assert self.prefill is not None, "only a side that is there can be lost"
+        lost = self.prefill
+        if cancel:
+            self._drop_prefill()
+        self.prefill = None
+        if self._advance(event):
+            self.avoid.add(lost.instance_id)
+            self._try_again(error)
+
+    def _lose_decode(self, error: BatonError, *, stop: bool) -> None:
+        assert self.decode is not None, "only a side that is there can be lost"
+        self.avoid.add(self.decode.instance_id)
+        self._drop_decode(stop=stop)
+        has_kv = self.prefill is not None and not self.prefill.kv_taken
+        was_decoding = self.state is State.DECODING
+        self._advance(Event.DECODE_LOST)
+        if was_decoding:
+            self._drop_prefill()
+        elif not has_kv and self._advance(Event.PREFILL_LOST):
+            # The lost one had taken it just before.
+            self.prefill = None
+        self._try_again(error)
+
+    def _try_again(self, error: BatonError) -> None:
+        if self.attempt >= self._max_attempts and not self.is_over:
+            cause = f"placed {self.attempt} times; last: {error.reason}: {error}"
+            self._fail(AttemptsExhausted(cause))
+
+    # --- endings ----------------------------------------------------------------------------
+
+    def _finish(self, reason: FinishReason, *, decode_ended: bool) -> None:
+        self._end(Event.STOPPED, Finish(reason), decode_ended=decode_ended)
+
+    def _fail(self, error: BatonError) -> None:
+        self._end(Event.REFUSED, Fail(error))
+
+    def _end(self, event: Event, last: Finish | Fail, *, decode_ended: bool = False) -> None:
+        if self._advance(event):
+            self._drop_prefill()
+            self._drop_decode(stop=not decode_ended)
+            self._actions.append(last)
+
+    def _drop_prefill(self) -> None:
+        if self.prefill is not None and not self.prefill.kv_taken:
+            self._actions.append(
+                CancelPrefill(
+                    instance_id=self.prefill.instance_id, attempt=self.prefill.attempt
+                )
+            )
+        self.prefill = None
+
+    def _drop_decode(self, *, stop: bool) -> None:
+        if self.decode is not None and stop:
+            self._actions.append(
+                StopDecode(
+                    instance_id=self.decode.instance_id, attempt=self.decode.told_attempt
+                )
+            )
+        self.decode = None
+        self.delivery.forget_early()
+
+    def _advance(self, event: Event) -> bool:
+        """Walk the table; False when the event is to be dropped."""
+        state = LIFECYCLE.advance(self.state, event)
+        if state is None:
+            return False
+        self.state = state
+        return True
+
+    def _take_actions(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
+
+
+def _is_final(error: BatonError) -> bool:
+    return error.status in FINAL_STATUSES or isinstance(error, StaleFence)

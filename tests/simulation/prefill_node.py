@@ -143,7 +143,7 @@ class PrefillNode(Node):
 
     def _start(self, job: Job, block_ids: tuple[int, ...]) -> None:
         job.source.start(block_ids, job.num_tokens, CHUNK_TOKENS)
-        self.sending.announce(job.source, job.spec.salt(job.fence))
+        self.sending.announce(job.source)
         self._step(job, range(min(CHUNK_TOKENS, job.num_tokens)), 0)
 
     def _step(self, job: Job, tokens: range, layer: int) -> None:
@@ -191,8 +191,13 @@ class PrefillNode(Node):
             if self.world.random() < 0.01:
                 self.later(self.world.ticks(1, 8), self._end, source)
 
-    def check_idle(self) -> int:
-        """How many sources are still remembered."""
+    def salt_of(self, source: Source) -> int:
+        """Tells this attempt's KV from others'."""
+        job = self._jobs[source.handoff_id]
+        return job.spec.salt(source.fence)
+
+    def num_remembered(self) -> int:
+        """Sources and tombstones."""
         return len(self.book)
 
 

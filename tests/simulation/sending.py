@@ -34,8 +34,6 @@ class Sending:
     def __init__(self, node: "PrefillNode") -> None:
         self._node = node
         self._streams: dict[int, Stream] = {}
-        self._salts: dict[int, int] = {}
-        """Of started sources."""
 
     def on_open(
         self, stream_id: int, handoff_id: HandoffId, fence: Fence, peer: "DecodeNode"
@@ -58,15 +56,14 @@ class Sending:
         stream = self._streams[stream_id] = Stream(stream_id, peer, reader, source)
         if source.state is SourceState.AWAITED:
             node.watch(source)
-        if id(source) in self._salts:
+        if source.frontier:
             self._announce(stream)
         node.world.rogue.toward_source(node, source)
         return None
 
-    def announce(self, source: Source, salt: int) -> None:
+    def announce(self, source: Source) -> None:
         """Its blocks are allocated."""
-        self._salts[id(source)] = salt
-        for stream in self._of(source):
+        for stream in self.of(source):
             self._announce(stream)
 
     def on_credit(self, stream_id: int, num_tokens: int) -> bool | None:
@@ -114,7 +111,7 @@ class Sending:
 
     def pump(self, source: Source) -> None:
         """Start gathers for all that is computed and covered; at most two at a time."""
-        for stream in self._of(source):
+        for stream in self.of(source):
             if stream.reader is source.reader:
                 self._pump(stream, source)
 
@@ -164,17 +161,18 @@ class Sending:
         )
 
     def _announce(self, stream: Stream) -> None:
-        stream.salt = self._salts[id(stream.source)]
+        stream.salt = self._node.salt_of(stream.source)
         to = stream.peer.fetching
         self._node.network.send(
             stream.peer, to.on_announce, stream.stream_id, stream.source.num_tokens
         )
 
-    def _of(self, source: Source) -> list[Stream]:
+    def of(self, source: Source) -> list[Stream]:
+        """Those on which it can still send."""
         return [s for s in self._streams.values() if s.source is source and not s.is_closed]
 
     def _close_readers(self, source: Source) -> None:
-        for stream in self._of(source):
+        for stream in self.of(source):
             stream.is_closed = True
             self._tell_lost(stream)
 

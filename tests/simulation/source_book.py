@@ -24,6 +24,9 @@ class SourceBook:
     def __len__(self) -> int:
         return len(self._sources)
 
+    def __str__(self) -> str:
+        return f"{self._node}.book"
+
     def find(self, handoff_id: HandoffId) -> Source | None:
         """As it stands, tombstones included."""
         return self._sources.get(handoff_id)

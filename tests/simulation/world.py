@@ -12,6 +12,7 @@ from kv_transfer.sink import Sink
 from kv_transfer.source import Reader, Source
 from tests.simulation.checks import Checks, as_rule, check_books
 from tests.simulation.profile import TICK_S, draw
+from tests.simulation.rogue import Rogue
 from tests.simulation.watch import WatchedAllocator
 
 Action = Callable[..., bool | None]
@@ -38,6 +39,7 @@ class World:
         self.clock = ManualClock()
         self.checks = Checks()
         self.profile = draw(self.rng)
+        self.rogue = Rogue(self, self.profile)
         self.changed: set[WatchedAllocator] = set()
         """Allocators whose books have moved since the last check."""
         self.num_events = 0
@@ -92,6 +94,8 @@ def _line(at_s: float, action: Action, args: tuple[Any, ...]) -> str:
 def _show(value: object) -> str:
     if isinstance(value, tuple):
         return f"({' '.join(_show(v) for v in value)})"
+    if isinstance(value, Source):
+        return f"{value.handoff_id}:{value.state}"
     owner = getattr(value, "__self__", None)
     if owner is not None:
         return f"{owner}.{getattr(value, '__name__', '?')}"

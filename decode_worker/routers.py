@@ -1,0 +1,193 @@
+"""The routers that read from this instance: their outboxes, subscriptions and grace periods."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from core.clock import Clock
+from core.config import WorkerConfig
+from core.errors import Saturated
+from core.ids import HandoffId, RouterId
+from core.load import Load
+from decode_worker.outbox import Ack, Outbox, Output
+
+logger = logging.getLogger(__name__)
+
+MAX_ROUTERS = 256
+"""Each costs an outbox and a stream; a cluster has a handful."""
+MIN_LOAD_GAP_S = 0.05
+"""Between two frames that only bring load: 20 a second follow any placement decision."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Mailbox:
+    """One router's outbox and who reads it."""
+
+    router_id: RouterId
+    outbox: Outbox = field(default_factory=Outbox)
+    reader: "Subscription | None" = None
+    grace: asyncio.TimerHandle | None = None
+    """Runs while nobody reads."""
+    unnamed: set[HandoffId] = field(default_factory=set)
+    """Not named by the present subscription."""
+
+
+class Subscription:
+    """One stream to one router; over as soon as a newer one replaces it."""
+
+    def __init__(
+        self, mailbox: Mailbox, *, clock: Clock, beat_s: float, load: Callable[[], Load]
+    ) -> None:
+        self._mailbox = mailbox
+        self._clock = clock
+        self._beat_s = beat_s
+        self._load = load
+        self._sent_at_s = float("-inf")
+        self._sent_load = Load()
+
+    @property
+    def is_current(self) -> bool:
+        """No newer one has come."""
+        return self._mailbox.reader is self
+
+    async def next_frame(self) -> tuple[Sequence[Output], Load] | None:
+        """All news since the last frame, or a beat; None when it was replaced.
+
+        The writer asks again only when its last frame is out: a slow one gets fewer, fuller frames.
+        """
+        news = self._mailbox.outbox.news
+        while self.is_current:
+            news.clear()
+            load = self._load()
+            now_s = self._clock.now_s()
+            if (wait_s := self._due_at_s(load) - now_s) <= 0:
+                self._sent_at_s, self._sent_load = now_s, load
+                return self._mailbox.outbox.take(), load
+            await _wait(news, wait_s)
+        return None
+
+    def _due_at_s(self, load: Load) -> float:
+        if self._mailbox.outbox.has_news:
+            return self._sent_at_s
+        is_new = is_material(self._sent_load, load)
+        return self._sent_at_s + (MIN_LOAD_GAP_S if is_new else self._beat_s)
+
+
+class Routers:
+    """All mailboxes of the instance."""
+
+    def __init__(
+        self,
+        *,
+        config: WorkerConfig,
+        clock: Clock,
+        load: Callable[[], Load],
+        abandon: Callable[[Iterable[HandoffId]], None],
+    ) -> None:
+        """`abandon` is told of requests that nobody reads any more."""
+        self._config = config
+        self._clock = clock
+        self._load = load
+        self._abandon = abandon
+        self._mailboxes: dict[RouterId, Mailbox] = {}
+
+    def outbox_of(self, router_id: RouterId) -> Outbox:
+        """Where this router's news go; without a subscription its grace begins."""
+        return self._mailbox(router_id).outbox
+
+    def subscribe(self, router_id: RouterId, acks: Iterable[Ack]) -> Subscription:
+        """Start over for this router; requests that it does not name end after the grace."""
+        mailbox = self._mailbox(router_id)
+        self._stop_grace(mailbox)
+        reader = Subscription(
+            mailbox, clock=self._clock, beat_s=self._config.beat_s, load=self._load
+        )
+        mailbox.reader = reader
+        mailbox.unnamed = set(mailbox.outbox.subscribe(acks))
+        if mailbox.unnamed:
+            self._start_grace(mailbox, self._end_unnamed)
+        logger.info("subscribed router_id=%s unnamed=%d", router_id, len(mailbox.unnamed))
+        return reader
+
+    def unsubscribe(self, router_id: RouterId, reader: Subscription) -> None:
+        """Its stream ended; nothing happens when a newer one has replaced it."""
+        mailbox = self._mailboxes.get(router_id)
+        if mailbox is not None and mailbox.reader is reader:
+            mailbox.reader = None
+            self._start_grace(mailbox, self._end_all)
+
+    def ack(self, router_id: RouterId, acks: Iterable[Ack]) -> None:
+        """What this router has read since."""
+        mailbox = self._mailbox(router_id)
+        for ack in acks:
+            mailbox.unnamed.discard(ack.handoff_id)
+            mailbox.outbox.ack(ack)
+
+    def load_changed(self) -> None:
+        """Let every reader look whether the load is worth a frame."""
+        for mailbox in self._mailboxes.values():
+            mailbox.outbox.news.set()
+
+    def overfull(self) -> list[HandoffId]:
+        """Requests of routers that read too little."""
+        limit = self._config.max_unacked_tokens
+        return [
+            handoff_id
+            for mailbox in self._mailboxes.values()
+            if mailbox.outbox.num_unacked > limit
+            for handoff_id in mailbox.outbox.handoff_ids
+        ]
+
+    def close(self) -> None:
+        """Stop all timers."""
+        for mailbox in self._mailboxes.values():
+            self._stop_grace(mailbox)
+
+    def _mailbox(self, router_id: RouterId) -> Mailbox:
+        mailbox = self._mailboxes.get(router_id)
+        if mailbox is None:
+            if len(self._mailboxes) >= MAX_ROUTERS:
+                raise Saturated(f"{len(self._mailboxes)} routers read from here, limit as many")
+            mailbox = self._mailboxes[router_id] = Mailbox(router_id=router_id)
+            self._start_grace(mailbox, self._end_all)
+        return mailbox
+
+    def _start_grace(self, mailbox: Mailbox, end: Callable[[Mailbox], None]) -> None:
+        self._stop_grace(mailbox)
+        loop = asyncio.get_running_loop()
+        mailbox.grace = loop.call_later(self._config.router_grace_s, end, mailbox)
+
+    def _stop_grace(self, mailbox: Mailbox) -> None:
+        if mailbox.grace is not None:
+            mailbox.grace.cancel()
+            mailbox.grace = None
+
+    def _end_unnamed(self, mailbox: Mailbox) -> None:
+        logger.info("requests abandoned router_id=%s n=%d", mailbox.router_id, len(mailbox.unnamed))
+        self._abandon(tuple(mailbox.unnamed))
+
+    def _end_all(self, mailbox: Mailbox) -> None:
+        logger.info("router gone router_id=%s n=%d", mailbox.router_id, len(mailbox.outbox))
+        del self._mailboxes[mailbox.router_id]
+        self._abandon(mailbox.outbox.handoff_ids)
+
+
+def is_material(told: Load, now: Load) -> bool:
+    """Whether a router would place differently: more than token counts have changed."""
+    if abs(told.num_free_blocks - now.num_free_blocks) * 16 > now.num_blocks:
+        return True
+    return (told.num_prefilling, told.num_incoming, told.num_decoding, told.draining) != (
+        now.num_prefilling,
+        now.num_incoming,
+        now.num_decoding,
+        now.draining,
+    )
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass  # a beat is due

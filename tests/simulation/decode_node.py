@@ -1,0 +1,162 @@
+"""A decode instance: reserves blocks, fetches, commits, and decodes."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from core.blocks import BlockState
+from core.errors import StaleFence, WrongState
+from core.handoff import SinkEvent, SinkState
+from core.ids import HandoffId
+from core.request import Fence
+from kv_transfer.sink import Sink
+from tests.simulation.batch import Batch
+from tests.simulation.content import LAYOUT, Spec
+from tests.simulation.coverage import SINK
+from tests.simulation.fetching import Fetching
+from tests.simulation.network import Network, Node
+from tests.simulation.prefill_node import PrefillNode
+from tests.simulation.profile import LEASE
+from tests.simulation.world import World
+
+if TYPE_CHECKING:
+    from tests.simulation.router_model import Router
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One handoff here, from the Decode call to its tombstone."""
+
+    spec: Spec | None
+    sink: Sink
+    source: PrefillNode | None = None
+    stream_id: int = 0
+    num_writing: int = 0
+    progress_at_s: float = 0.0
+    first_position: int = 0
+    """Of the first token that came with the KV."""
+    salt: int = 0
+    block_ids: tuple[int, ...] = ()
+    """Once decoding."""
+    tokens: list[int] = field(default_factory=list)
+    next_acked: int = 0
+    """Output positions below this need no replay."""
+    error: bool = False
+
+    def __str__(self) -> str:
+        fence = self.sink.fence
+        return f"{self.sink.handoff_id}@{fence.epoch}.{fence.attempt}:{self.sink.state.value}"
+
+
+class DecodeNode(Node):
+    """Walks Sink machines."""
+
+    router: "Router"
+
+    def __init__(self, world: World, network: Network, name: str, num_blocks: int) -> None:
+        super().__init__(world, name, num_blocks)
+        self.network = network
+        self.boot()
+
+    def boot(self) -> None:
+        super().boot()
+        self.jobs: dict[HandoffId, Job] = {}
+        self.fetching = Fetching(self)
+        self.batch = Batch(self)
+
+    def on_decode(self, spec: Spec, fence: Fence, source: PrefillNode) -> bool | None:
+        """The router's call; idempotent by fence."""
+        job = self.jobs.get(spec.handoff_id)
+        if job is not None and fence <= job.sink.fence:
+            SINK.advance(job.sink.state, SinkEvent.DECODE)
+            return False
+        if job is not None:
+            self.end(job)
+        job = self._open(spec, spec.handoff_id, fence)
+        self.at(spec.deadline_s, self.end, job)
+        self.fetching.open(job, source)
+        return None
+
+    def on_retarget(self, spec: Spec, fence: Fence, source: PrefillNode) -> None:
+        """Another prefill will deliver."""
+        job = self.jobs.get(spec.handoff_id)
+        refused = self.router.on_retarget_refused
+        if job is None:
+            self.network.send(None, refused, spec, self, fence, None)
+            return
+        try:
+            job.sink.retarget(fence)
+        except StaleFence:
+            return
+        except WrongState:
+            self.network.send(None, refused, spec, self, fence, job.sink.state)
+            return
+        self.world.checks.raised_fence(str(self), spec.handoff_id, fence)
+        self.fetching.close(job)
+        self.fetching.open(job, source)
+
+    def on_stop(self, handoff_id: HandoffId, fence: Fence) -> bool | None:
+        """End it, whatever it does; an unknown one is remembered."""
+        job = self.jobs.get(handoff_id)
+        if job is None:
+            job = self._open(None, handoff_id, fence)
+        elif fence < job.sink.fence:
+            return False
+        return self.end(job)
+
+    def end(self, job: Job) -> bool:
+        """Give its blocks back and keep a tombstone."""
+        is_new = job.sink.stop()
+        if is_new:
+            self.fetching.close(job)
+            self.blocks.release(job.block_ids)
+            job.block_ids = ()
+            self.later(LEASE, self._forget, job)
+        return is_new
+
+    def buried(self, job: Job) -> None:
+        """The sink has ended by itself."""
+        self.fetching.close(job)
+        self.later(LEASE, self._forget, job)
+
+    def settle(self) -> None:
+        """Reserve room for one handoff after the other, so that none of them starves half-way."""
+        for job in self.jobs.values():
+            sink = job.sink
+            if sink.state is SinkState.RESERVING or (
+                sink.state is SinkState.RECEIVING and sink.num_missing_blocks
+            ):
+                if not sink.can_reserve and sink.state is SinkState.RESERVING:
+                    continue
+                self._reserve(job)
+                if sink.num_missing_blocks:
+                    return
+
+    def _reserve(self, job: Job) -> None:
+        sink = job.sink
+        num_blocks = min(sink.num_missing_blocks, self.blocks.num_free)
+        if not num_blocks and sink.state is SinkState.RECEIVING:
+            return
+        credit = sink.reserve(self.blocks.allocate(num_blocks, BlockState.INCOMING))
+        job.progress_at_s = self.world.now_s
+        self.world.checks.granted(job.stream_id, sink, credit)
+        if credit and job.source is not None:
+            to = job.source.sending
+            self.network.send(job.source, to.on_credit, job.stream_id, credit)
+
+    def _open(self, spec: Spec | None, handoff_id: HandoffId, fence: Fence) -> Job:
+        sink = self.world.parts.sink(
+            handoff_id=handoff_id, layout=LAYOUT, blocks=self.blocks, fence=fence
+        )
+        job = self.jobs[handoff_id] = Job(spec, sink)
+        self.world.checks.raised_fence(str(self), handoff_id, fence)
+        return job
+
+    def _forget(self, job: Job) -> bool:
+        if self.jobs.get(job.sink.handoff_id) is not job:
+            return False
+        del self.jobs[job.sink.handoff_id]
+        return True
+
+    def num_remembered(self) -> int:
+        """Handoffs and tombstones."""
+        return len(self.jobs)

@@ -1,0 +1,205 @@
+"""The sink's end of Fetch streams: every frame of every attempt reaches the machine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from core.handoff import SinkState
+from core.kv_layout import KvRange
+from core.request import Fence
+from kv_transfer.sink import Sink, Write
+from tests.simulation.checks import RuleBroken
+from tests.simulation.content import digest
+from tests.simulation.profile import LEASE, PROGRESS, RETARGET_WAIT, TICK_S
+
+if TYPE_CHECKING:
+    from tests.simulation.decode_node import DecodeNode, Job
+    from tests.simulation.prefill_node import PrefillNode
+
+WAITING_FOR_PEER = (SinkState.WAITING, SinkState.RESERVING, SinkState.RECEIVING)
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One Fetch, also after it was replaced."""
+
+    stream_id: int
+    fence: Fence
+    job: "Job"
+    source: "PrefillNode"
+
+
+class Fetching:
+    """All streams of one decode instance."""
+
+    def __init__(self, node: "DecodeNode") -> None:
+        self._node = node
+        self._streams: dict[int, Stream] = {}
+
+    def open(self, job: "Job", source: "PrefillNode") -> None:
+        """Ask a prefill instance for the KV."""
+        node, sink = self._node, job.sink
+        stream_id = node.router.next_stream_id()
+        job.source, job.stream_id, job.progress_at_s = source, stream_id, node.world.now_s
+        stream = self._streams[stream_id] = Stream(stream_id, sink.fence, job, source)
+        node.network.send(
+            source, source.sending.on_open, stream_id, sink.handoff_id, sink.fence, node
+        )
+        node.later(PROGRESS, self._check_progress, stream)
+        node.later(LEASE // 3, self._renew, stream)
+        node.world.rogue.toward_sink(node, stream)
+
+    def close(self, job: "Job") -> None:
+        """Nothing more is wanted on the job's stream."""
+        stream = self._streams.get(job.stream_id)
+        if stream is not None:
+            to = stream.source.sending
+            self._node.network.send(stream.source, to.on_lost, stream.stream_id)
+
+    def on_announce(self, stream_id: int, num_tokens: int) -> bool | None:
+        """The prefill has started."""
+        return self._frame(stream_id, self._announce, num_tokens)
+
+    def on_segment(
+        self, stream_id: int, index: int, piece: KvRange, values: list[int], is_damaged: bool
+    ) -> bool | None:
+        """A piece of KV arrived."""
+        if is_damaged:
+            return self._frame(stream_id, self._damaged, index)
+        return self._frame(stream_id, self._segment, piece, values)
+
+    def on_end(self, stream_id: int, total: int, position: int, salt: int) -> bool | None:
+        """The source has sent everything."""
+        return self._frame(stream_id, self._end, total, position, salt)
+
+    def on_lost(self, stream_id: int) -> bool | None:
+        """The stream ended without a commit."""
+        return self._frame(stream_id, self._lose)
+
+    def open_streams(self) -> list[Stream]:
+        """Those that can break."""
+        return [s for s in self._streams.values() if s.fence == s.job.sink.fence]
+
+    def _frame(
+        self, stream_id: int, handle: Callable[..., bool | None], *args: object
+    ) -> bool | None:
+        """Pass a frame on; one of an old fence must leave no mark."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return False
+        if stream.fence == stream.job.sink.fence:
+            return handle(stream, *args)
+        before = _snapshot(stream.job)
+        happened = handle(stream, *args)
+        if _snapshot(stream.job) != before:
+            raise RuleBroken(f"{handle.__name__} of {stream.fence} changed {stream.job}")
+        return happened
+
+    def _announce(self, stream: Stream, num_tokens: int) -> bool:
+        # Announce carries no fence into the machine: a stream belongs to one attempt.
+        if stream.fence != stream.job.sink.fence:
+            return False
+        stream.job.progress_at_s = self._node.world.now_s
+        self._node.world.rogue.toward_sink(self._node, stream)
+        return stream.job.sink.announce(num_tokens)
+
+    def _segment(self, stream: Stream, piece: KvRange, values: list[int]) -> bool | None:
+        node, job = self._node, stream.job
+        write = job.sink.begin_write(stream.fence, piece)
+        if write is None:
+            return False
+        job.progress_at_s = node.world.now_s
+        job.num_writing += 1
+        node.blocks.touch(write.block_ids)
+        node.later(node.world.ticks(1, 24), self._write_done, stream, write, values)
+        return None
+
+    def _write_done(self, stream: Stream, write: Write, values: list[int]) -> None:
+        node, job = self._node, stream.job
+        node.blocks.memory.scatter(write.block_ids, write.range, values)
+        job.num_writing -= 1
+        node.blocks.untouch(write.block_ids)
+        job.sink.end_write(write, digest(values, write.range))
+        self._commit_if_whole(stream)
+
+    def _damaged(self, stream: Stream, index: int) -> None:
+        node, sink = self._node, stream.job.sink
+        if sink.corrupt(stream.fence):
+            to = stream.source.sending
+            node.network.send(stream.source, to.on_refetch, stream.stream_id, index)
+        elif sink.num_refetches > sink.max_refetches:
+            self._lose(stream)
+
+    def _end(self, stream: Stream, total: int, position: int, salt: int) -> None:
+        job = stream.job
+        job.sink.end(stream.fence, total)
+        if stream.fence == job.sink.fence and job.sink.state is SinkState.RECEIVING:
+            job.first_position, job.salt = position, salt
+            self._commit_if_whole(stream)
+
+    def _commit_if_whole(self, stream: Stream) -> None:
+        node, job = self._node, stream.job
+        if not job.sink.is_whole:
+            return
+        if not job.sink.commit():
+            self._lost(stream)
+            return
+        assert job.spec is not None
+        node.world.checks.committed(job.spec, job.sink, node.blocks.memory, job.salt)
+        to = stream.source
+        node.network.send(to, to.on_release, job.sink.handoff_id, job.sink.fence, True)
+        node.batch.join(job)
+
+    def _lose(self, stream: Stream) -> bool | None:
+        if not stream.job.sink.lose(stream.fence, self._node.world.now_s):
+            return False
+        self._lost(stream)
+        return None
+
+    def _lost(self, stream: Stream) -> None:
+        node, job = self._node, stream.job
+        self.close(job)
+        node.later(RETARGET_WAIT, self._expire, job)
+        node.network.send(None, node.router.on_kv_lost, job.spec, node, stream.fence)
+
+    def _expire(self, job: "Job") -> bool:
+        if not job.sink.expire(self._node.world.now_s, RETARGET_WAIT * TICK_S):
+            return False
+        self._node.buried(job)
+        return True
+
+    def _check_progress(self, stream: Stream) -> bool | None:
+        """Nothing has come for long, and it is not for want of room here."""
+        job, now_s = stream.job, self._node.world.now_s
+        sink: Sink = job.sink
+        if stream.fence != sink.fence or sink.state not in WAITING_FOR_PEER:
+            return False
+        has_room = sink.state is not SinkState.RESERVING and not sink.num_missing_blocks
+        if has_room and now_s >= job.progress_at_s + PROGRESS * TICK_S:
+            return self._lose(stream)
+        self._node.later(PROGRESS // 2, self._check_progress, stream)
+        return False
+
+    def _renew(self, stream: Stream) -> bool | None:
+        sink, to = stream.job.sink, stream.source
+        if stream.fence != sink.fence or sink.state not in WAITING_FOR_PEER:
+            return False
+        if sink.state is not SinkState.WAITING:
+            args = (sink.handoff_id, stream.fence, stream.stream_id)
+            self._node.network.send(to, to.on_renew, *args)
+        self._node.later(LEASE // 3, self._renew, stream)
+        return None
+
+
+def _snapshot(job: "Job") -> tuple[object, ...]:
+    sink = job.sink
+    return (
+        sink.state,
+        sink.fence,
+        sink.block_ids,
+        sink.num_tokens,
+        sink.num_refetches,
+        sink.num_commits,
+        sink.expected_digest,
+        job.num_writing,
+    )

@@ -1,0 +1,167 @@
+"""Runs seeds: one with its checks, or many over all cores."""
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from unittest.mock import patch
+
+from core.ids import HandoffId
+from core.lifecycle import State
+from tests.simulation import coverage
+from tests.simulation.checks import RuleBroken, check_idle
+from tests.simulation.content import Spec
+from tests.simulation.decode_node import DecodeNode
+from tests.simulation.faults import Faults
+from tests.simulation.network import Network
+from tests.simulation.prefill_node import PrefillNode
+from tests.simulation.profile import MIN_EVENTS, SLACK, TICK_S
+from tests.simulation.router_model import Router
+from tests.simulation.world import Parts, World
+
+REAL = Parts()
+NUM_TRACED = 60
+"""Events before the end that a failing seed shows."""
+
+
+class Simulation:
+    """One seed: its world, its instances, its clients."""
+
+    def __init__(self, seed: int, parts: Parts, trace: list[str] | None = None) -> None:
+        world = self.world = World(seed, parts, trace)
+        network = Network(world)
+        self.prefills = [
+            PrefillNode(world, network, f"prefill{i}", world.ticks(6, 10))
+            for i in range(world.ticks(2, 4))
+        ]
+        self.decodes = [
+            DecodeNode(world, network, f"decode{i}", world.ticks(6, 11))
+            for i in range(world.ticks(2, 4))
+        ]
+        self.router = Router(world, network, self.prefills, self.decodes)
+        for node in (*self.prefills, *self.decodes):
+            node.router = self.router
+        Faults(world, network, self.router, self.prefills, self.decodes)
+        self._arrive()
+
+    def run(self) -> None:
+        """To the end of time; then nothing may be left."""
+        self.world.run()
+        for node in (*self.prefills, *self.decodes):
+            check_idle(node.name, node.blocks)
+            if node.num_remembered():
+                raise RuleBroken(f"{node.name} still knows {node.num_remembered()} handoffs")
+        for request in self.router.requests:
+            deadline_s = request.spec.deadline_s + SLACK * TICK_S
+            if request.ended_at_s is None or request.ended_at_s > deadline_s:
+                raise RuleBroken(f"{request} has not ended in time")
+            if self.world.profile.is_calm and request.state is not State.FINISHED:
+                raise RuleBroken(f"{request} did not finish, though nothing went wrong")
+            num_missing = request.spec.num_output_tokens - len(request.delivered)
+            if request.state is State.FINISHED and num_missing:
+                raise RuleBroken(f"{request} finished without {num_missing} tokens")
+
+    def _arrive(self) -> None:
+        """The next request; more come until the schedule is long enough."""
+        world, router = self.world, self.router
+        profile, index = world.profile, len(router.requests)
+        spec = Spec(
+            index=index,
+            handoff_id=HandoffId(f"h{index}"),
+            num_prompt_tokens=world.ticks(1, 8),
+            num_output_tokens=world.ticks(1, 5),
+            deadline_s=world.now_s + world.ticks(profile.deadline, profile.deadline * 3) * TICK_S,
+        )
+        request = router.submit(spec)
+        if world.random() < profile.cancel:
+            world.after(world.ticks(1, 400), router.cancel, request)
+        if world.random() < profile.router_crash:
+            world.after(world.ticks(1, 400), router.lose_memory, request)
+        if index < 1 or world.num_events < MIN_EVENTS:
+            world.after(world.ticks(1, 60), self._arrive)
+
+
+@dataclass(slots=True)
+class Result:
+    """What many seeds showed."""
+
+    num_seeds: int = 0
+    num_events: int = 0
+    fewest_events: int = 10**9
+    ends: Counter[str] = field(default_factory=Counter)
+    visits: Counter[tuple[Enum, Enum]] = field(default_factory=Counter)
+    failure: str = ""
+    """Of the first seed that broke a rule, with its trace."""
+    failed_seed: int | None = None
+
+    def add(self, other: "Result") -> None:
+        """Sum up."""
+        self.num_seeds += other.num_seeds
+        self.num_events += other.num_events
+        self.fewest_events = min(self.fewest_events, other.fewest_events)
+        self.ends.update(other.ends)
+        self.visits.update(other.visits)
+        if self.failed_seed is None and other.failed_seed is not None:
+            self.failed_seed, self.failure = other.failed_seed, other.failure
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """The machines under test walk tables that count."""
+    with (
+        patch("kv_transfer.source.SOURCE", coverage.SOURCE),
+        patch("kv_transfer.sink.SINK", coverage.SINK),
+    ):
+        yield
+
+
+def explain(seed: int, parts: Parts = REAL) -> str:
+    """Run a seed again with a trace, and say what went wrong."""
+    trace: list[str] = []
+    try:
+        Simulation(seed, parts, trace).run()
+    except RuleBroken as error:
+        tail = "\n".join(trace[-NUM_TRACED:])
+        return f"seed {seed}: {error}\nlast of {len(trace)} events (ticks):\n{tail}"
+    return f"seed {seed} holds all rules"
+
+
+def run_seeds(seeds: range, parts: Parts = REAL) -> Result:
+    """Run seeds one by one until one breaks a rule."""
+    result = Result()
+    for table in (coverage.SOURCE, coverage.SINK, coverage.LIFECYCLE):
+        table.visits.clear()
+    with recorded():
+        for seed in seeds:
+            simulation = Simulation(seed, parts)
+            try:
+                simulation.run()
+            except RuleBroken:
+                result.failed_seed, result.failure = seed, explain(seed, parts)
+                break
+            num_events = simulation.world.num_events
+            result.num_seeds += 1
+            result.num_events += num_events
+            result.fewest_events = min(result.fewest_events, num_events)
+            result.ends.update(r.state.value for r in simulation.router.requests)
+    for table in (coverage.SOURCE, coverage.SINK, coverage.LIFECYCLE):
+        result.visits.update(table.visits)
+    return result
+
+
+def run_on_all_cores(num_seeds: int, num_per_call: int = 250) -> Result:
+    """Run seeds 0 … num_seeds - 1 on all cores."""
+    cuts = [
+        range(start, min(start + num_per_call, num_seeds))
+        for start in range(0, num_seeds, num_per_call)
+    ]
+    result = Result()
+    # Spawned, not forked: the process that runs the tests may have threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=context) as pool:
+        for part in pool.map(run_seeds, cuts):
+            result.add(part)
+    return result
