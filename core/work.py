@@ -6,6 +6,9 @@ from enum import StrEnum
 from core.ids import Fingerprint, HandoffId, RouterId
 from core.request import Fence, SamplingParams, StopParams
 
+PROTOCOL_VERSION = 1
+"""Of the whole worker plane. Peers of different versions refuse each other."""
+
 
 class KvLostReason(StrEnum):
     """Why a handoff cannot go on with its present prefill."""

@@ -68,6 +68,7 @@ class DecodeJob:
     """Of its router."""
     letters: Letters
     answer: Answer | None = None
+    """Once committed."""
     deadline: asyncio.TimerHandle | None = None
     task: asyncio.Task[None] | None = None
     """Fetches, until the commit."""

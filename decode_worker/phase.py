@@ -104,7 +104,7 @@ class DecodePhase:
             num_incoming=num_waiting,
             num_decoding=self._scheduler.num_answers,
             num_context_tokens=sum(answer.num_kv_tokens for answer in running),
-            num_known=num_waiting + self._scheduler.num_answers,
+            num_answers=self._scheduler.num_answers,
         )
 
     def _grow(self, answer: Answer) -> bool:

@@ -10,6 +10,7 @@ from core.config import WorkerConfig
 from core.errors import Saturated
 from core.ids import HandoffId, RouterId
 from core.load import Load
+from core.request import Fence
 from decode_worker.outbox import Ack, Outbox, Output
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,13 @@ class Routers:
             mailbox.unnamed.discard(ack.handoff_id)
             mailbox.outbox.ack(ack)
 
+    def forget(self, handoff_id: HandoffId, fence: Fence) -> None:
+        """Drop the letters of an ended request, up to this attempt."""
+        for mailbox in self._mailboxes.values():
+            letters = mailbox.outbox.find(handoff_id)
+            if letters is not None and letters.fence <= fence:
+                mailbox.outbox.close(handoff_id)
+
     def load_changed(self) -> None:
         """Let every reader look whether the load is worth a frame."""
         for mailbox in self._mailboxes.values():
@@ -165,7 +173,10 @@ class Routers:
 
     def _end_unnamed(self, mailbox: Mailbox) -> None:
         logger.info("requests abandoned router_id=%s n=%d", mailbox.router_id, len(mailbox.unnamed))
-        self._abandon(tuple(mailbox.unnamed))
+        unnamed, mailbox.unnamed = mailbox.unnamed, set()
+        self._abandon(unnamed)
+        for handoff_id in unnamed:
+            mailbox.outbox.close(handoff_id)
 
     def _end_all(self, mailbox: Mailbox) -> None:
         logger.info("router gone router_id=%s n=%d", mailbox.router_id, len(mailbox.outbox))

@@ -12,7 +12,6 @@ from core.kv_layout import KvLayout, KvRange, cut_tokens, layer_groups
 from core.request import Fence, FinishReason
 from kv_transfer.stores import Blocks, Pin
 
-
 NO_ATTEMPT = Fence(0, 0)
 """Below every attempt: they count from 1."""
 
@@ -78,8 +77,8 @@ class Reader:
         self._sent = [self._num_cached_tokens] * len(self._groups)
 
     def resend(self, index: int) -> None:
-        """Queue an already sent segment again; unknown indices are dropped."""
-        if 0 <= index < len(self._ranges):
+        """Queue an already sent segment again; unknown and already queued ones are dropped."""
+        if 0 <= index < len(self._ranges) and index not in self._resend:
             self._resend.append(index)
 
     def next_segment(self, layout: KvLayout, frontier: Sequence[int]) -> Segment | None:

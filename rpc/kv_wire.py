@@ -5,15 +5,16 @@ cuts it out as a memoryview of what gRPC delivered. Both stay what the generated
 writes.
 """
 
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
 from core.limits import KV_FRAME_HEADER_BYTES, MAX_KV_FRAME_BYTES
-from rpc.codec import Undecodable, tolerant, undecodable
+from rpc.codec import Reader, Undecodable, tolerant, undecodable
 from rpc.pb import kv_transfer_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["KvTransfer"].full_name
@@ -38,7 +39,6 @@ class FetchFrame:
 
 
 FetchRead: TypeAlias = FetchFrame | Undecodable
-FetchHandler: TypeAlias = "grpc.RpcMethodHandler[pb.FetchRequest | Undecodable, bytes]"
 FetchCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.FetchRequest, FetchRead]"
 
 
@@ -126,6 +126,37 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 _PAYLOAD_TAG = _varint(_PAYLOAD_FIELD << 3 | _BYTES)
+
+
+FetchRequests: TypeAlias = AsyncIterator[pb.FetchRequest | Undecodable]
+FetchRequests: TypeAlias = AsyncIterator[pb.FetchRequest | Undecodable]
+FetchMethod: TypeAlias = Callable[[FetchRequests, Any], Awaitable[None]]
+RenewMethod: TypeAlias = Callable[[pb.RenewRequest, Any], Awaitable[pb.RenewReply]]
+ReleaseMethod: TypeAlias = Callable[[pb.ReleaseRequest, Any], Awaitable[pb.ReleaseReply]]
+
+
+def add_kv_transfer(
+    server: grpc.aio.Server, fetch: FetchMethod, renew: RenewMethod, release: ReleaseMethod
+) -> None:
+    """Register the service; `fetch` reads tolerantly and writes frames that are bytes already."""
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "Fetch": grpc.stream_stream_rpc_method_handler(
+            fetch,
+            request_deserializer=tolerant(Reader(pb.FetchRequest)),
+            response_serializer=_as_bytes,
+        ),
+        "Renew": grpc.unary_unary_rpc_method_handler(
+            renew,
+            request_deserializer=pb.RenewRequest.FromString,
+            response_serializer=pb.RenewReply.SerializeToString,
+        ),
+        "Release": grpc.unary_unary_rpc_method_handler(
+            release,
+            request_deserializer=pb.ReleaseRequest.FromString,
+            response_serializer=pb.ReleaseReply.SerializeToString,
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
 def _as_bytes(frame: bytes) -> bytes:

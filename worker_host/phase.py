@@ -35,8 +35,15 @@ class PhaseLoad:
     num_incoming: int = 0
     num_decoding: int = 0
     num_context_tokens: int = 0
-    num_known: int = 0
-    """Requests it has not ended yet, in whatever state."""
+    num_prompts: int = 0
+    """Prompts known to prefill, leased ones included."""
+    num_answers: int = 0
+    """Committed answers known to decode."""
+
+    @property
+    def num_known(self) -> int:
+        """Requests that have not ended, in whatever state."""
+        return self.num_prompts + self.num_incoming + self.num_answers
 
 
 class Phase(Protocol):

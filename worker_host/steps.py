@@ -50,6 +50,11 @@ class StepLoop:
         self.running_since_s: float | None = None
         """When the running step began; None between steps."""
 
+    @property
+    def is_running(self) -> bool:
+        """A step is being computed."""
+        return self.running_since_s is not None
+
     async def run(self) -> None:
         """Step until cancelled. An exception of a step ends the loop, and so the process."""
         # Not the loop's default executor: nothing may queue before a step.

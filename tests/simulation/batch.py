@@ -20,6 +20,9 @@ class Batch:
     def __init__(self, node: "DecodeNode") -> None:
         self._node = node
 
+    def __str__(self) -> str:
+        return f"{self._node}.batch"
+
     def join(self, job: "Job") -> None:
         """The KV is here; the first token came with it."""
         assert job.spec is not None

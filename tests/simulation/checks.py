@@ -2,11 +2,14 @@
 
 from core.blocks import leak_report
 from core.errors import BatonError
+from core.handoff import SourceState
 from core.ids import HandoffId
 from core.request import Fence
 from engine.block_allocator import BlockAllocator, IntegrityError
 from kv_transfer.sink import Sink
+from kv_transfer.source import Source
 from tests.simulation.content import LAYOUT, Memory, Spec, cells, whole
+from tests.simulation.profile import LEASE, TICK_S
 
 
 class RuleBroken(AssertionError):
@@ -20,6 +23,8 @@ class Checks:
         self._committed: set[tuple[HandoffId, Fence]] = set()
         self._owners: dict[tuple[HandoffId, Fence], str] = {}
         self._fences: dict[tuple[str, HandoffId], Fence] = {}
+        self._over: dict[tuple[str, HandoffId], tuple[Fence, float]] = {}
+        """Place → what was ended there, and until when that is remembered."""
         self._granted: dict[int, int] = {}
         """Stream → tokens that its sink has room for."""
 
@@ -30,21 +35,41 @@ class Checks:
             raise RuleBroken(f"{where}: {handoff_id} went back from {before} to {fence}")
         self._fences[where, handoff_id] = fence
 
+    def ended(self, where: str, handoff_id: HandoffId, fence: Fence, now_s: float) -> None:
+        """A call has ended this attempt and all earlier ones at a place."""
+        before = self._over.get((where, handoff_id))
+        if before is None or before[0] <= fence:
+            self._over[where, handoff_id] = (fence, now_s + LEASE * TICK_S)
+
+    def taken_up(self, where: str, handoff_id: HandoffId, fence: Fence, now_s: float) -> None:
+        """A place begins to work for an attempt: it was not ended there before."""
+        self.raised_fence(where, handoff_id, fence)
+        last, until_s = self._over.get((where, handoff_id), (None, 0.0))
+        if last is not None and fence <= last and now_s < until_s:
+            raise RuleBroken(f"{where}: {handoff_id} {fence} was taken up after {last} ended")
+
     def granted(self, stream_id: int, sink: Sink, num_tokens: int) -> None:
         """A credit leaves the sink: it must be backed by blocks."""
         if num_tokens > len(sink.block_ids) * LAYOUT.block_size:
             raise RuleBroken(f"credit of {num_tokens} tokens for {len(sink.block_ids)} blocks")
         self._granted[stream_id] = max(num_tokens, self._granted.get(stream_id, 0))
 
-    def sent(self, stream_id: int, stop: int) -> None:
-        """A segment up to token `stop` leaves the source: it must be covered by credit."""
+    def sent(self, stream_id: int, stop: int, state: SourceState) -> None:
+        """A segment up to token `stop` leaves the source: credit and lease must cover it."""
         if stop > self._granted.get(stream_id, 0):
             raise RuleBroken(f"stream {stream_id}: sent {stop} tokens beyond its credit")
+        if state is SourceState.ENDED:
+            raise RuleBroken(f"stream {stream_id}: sent after the lease has ended")
+
+    def reads(self, source: Source) -> None:
+        """Nobody of an earlier attempt reads."""
+        if source.reader is not None and source.reader.fence < source.fence:
+            raise RuleBroken(f"{source.reader.fence} reads what {source.fence} computes")
 
     def committed(self, spec: Spec, sink: Sink, memory: Memory, salt: int) -> None:
         """A sink has committed: once, and with the right KV."""
         key = (sink.handoff_id, sink.fence)
-        if key in self._committed:
+        if key in self._committed or sink.num_commits != 1:
             raise RuleBroken(f"{key} committed twice")
         self._committed.add(key)
         piece = whole(sink.num_tokens)
@@ -59,7 +84,7 @@ class Checks:
     def delivered(self, spec: Spec, delivered: list[int], token: int) -> None:
         """The client gets its next token: the right one for this position."""
         position = len(delivered)
-        if token != spec.token_at(position) or position >= spec.num_output_tokens:
+        if token != spec.token_at(position) or position >= spec.num_wanted_tokens:
             raise RuleBroken(f"{spec}: token {token} delivered at position {position}")
 
 

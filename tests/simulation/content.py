@@ -21,6 +21,8 @@ class Spec:
     handoff_id: HandoffId
     num_prompt_tokens: int
     num_output_tokens: int
+    num_wanted_tokens: int
+    """Fewer than the workers' limit when a stop string comes first, which only the router sees."""
     deadline_s: float
 
     def token_at(self, position: int) -> int:

@@ -15,11 +15,13 @@ from tests.simulation.coverage import SINK
 from tests.simulation.fetching import Fetching
 from tests.simulation.network import Network, Node
 from tests.simulation.prefill_node import PrefillNode
-from tests.simulation.profile import LEASE
+from tests.simulation.profile import LEASE, TICK_S
 from tests.simulation.world import World
 
 if TYPE_CHECKING:
     from tests.simulation.router_model import Router
+
+WANTS_ROOM = (SinkState.RESERVING, SinkState.RECEIVING)
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +33,9 @@ class Job:
     source: PrefillNode | None = None
     stream_id: int = 0
     num_writing: int = 0
+    is_admitted: bool = False
+    """The scheduler has seen the announcement."""
+    lost_at_s: float = 0.0
     progress_at_s: float = 0.0
     first_position: int = 0
     """Of the first token that came with the KV."""
@@ -40,7 +45,8 @@ class Job:
     tokens: list[int] = field(default_factory=list)
     next_acked: int = 0
     """Output positions below this need no replay."""
-    error: bool = False
+    forget_at_s: float = 0.0
+    """Once ended."""
 
     def __str__(self) -> str:
         fence = self.sink.fence
@@ -71,6 +77,7 @@ class DecodeNode(Node):
             return False
         if job is not None:
             self.end(job)
+        self.world.checks.taken_up(str(self), spec.handoff_id, fence, self.world.now_s)
         job = self._open(spec, spec.handoff_id, fence)
         self.at(spec.deadline_s, self.end, job)
         self.fetching.open(job, source)
@@ -90,7 +97,8 @@ class DecodeNode(Node):
         except WrongState:
             self.network.send(None, refused, spec, self, fence, job.sink.state)
             return
-        self.world.checks.raised_fence(str(self), spec.handoff_id, fence)
+        self.world.checks.taken_up(str(self), spec.handoff_id, fence, self.world.now_s)
+        job.is_admitted = False
         self.fetching.close(job)
         self.fetching.open(job, source)
 
@@ -101,7 +109,13 @@ class DecodeNode(Node):
             job = self._open(None, handoff_id, fence)
         elif fence < job.sink.fence:
             return False
-        return self.end(job)
+        # The tombstone must also stop calls of this fence that are still under way.
+        job.sink.fence = fence
+        self.world.checks.ended(str(self), handoff_id, fence, self.world.now_s)
+        if self.end(job):
+            return None
+        self._bury(job)
+        return False
 
     def end(self, job: Job) -> bool:
         """Give its blocks back and keep a tombstone."""
@@ -110,26 +124,30 @@ class DecodeNode(Node):
             self.fetching.close(job)
             self.blocks.release(job.block_ids)
             job.block_ids = ()
-            self.later(LEASE, self._forget, job)
+            self._bury(job)
         return is_new
+
+    def admit(self, job: Job) -> None:
+        """The scheduler's next step makes room for it."""
+        job.is_admitted = True
 
     def buried(self, job: Job) -> None:
         """The sink has ended by itself."""
         self.fetching.close(job)
-        self.later(LEASE, self._forget, job)
+        self._bury(job)
 
     def settle(self) -> None:
         """Reserve room for one handoff after the other, so that none of them starves half-way."""
         for job in self.jobs.values():
             sink = job.sink
-            if sink.state is SinkState.RESERVING or (
-                sink.state is SinkState.RECEIVING and sink.num_missing_blocks
-            ):
-                if not sink.can_reserve and sink.state is SinkState.RESERVING:
-                    continue
+            if not job.is_admitted or sink.state not in WANTS_ROOM:
+                continue
+            if sink.state is SinkState.RESERVING and not sink.can_reserve:
+                continue
+            if sink.state is SinkState.RESERVING or sink.num_missing_blocks:
                 self._reserve(job)
-                if sink.num_missing_blocks:
-                    return
+            if sink.num_missing_blocks:
+                return
 
     def _reserve(self, job: Job) -> None:
         sink = job.sink
@@ -148,11 +166,14 @@ class DecodeNode(Node):
             handoff_id=handoff_id, layout=LAYOUT, blocks=self.blocks, fence=fence
         )
         job = self.jobs[handoff_id] = Job(spec, sink)
-        self.world.checks.raised_fence(str(self), handoff_id, fence)
         return job
 
+    def _bury(self, job: Job) -> None:
+        job.forget_at_s = self.world.now_s + LEASE * TICK_S
+        self.later(LEASE, self._forget, job)
+
     def _forget(self, job: Job) -> bool:
-        if self.jobs.get(job.sink.handoff_id) is not job:
+        if self.jobs.get(job.sink.handoff_id) is not job or self.world.now_s < job.forget_at_s:
             return False
         del self.jobs[job.sink.handoff_id]
         return True

@@ -28,6 +28,9 @@ class Stream:
     job: "Job"
     source: "PrefillNode"
 
+    def __str__(self) -> str:
+        return f"stream{self.stream_id}:{self.job}"
+
 
 class Fetching:
     """All streams of one decode instance."""
@@ -35,6 +38,9 @@ class Fetching:
     def __init__(self, node: "DecodeNode") -> None:
         self._node = node
         self._streams: dict[int, Stream] = {}
+
+    def __str__(self) -> str:
+        return f"{self._node}.fetching"
 
     def open(self, job: "Job", source: "PrefillNode") -> None:
         """Ask a prefill instance for the KV."""
@@ -99,9 +105,13 @@ class Fetching:
         # Announce carries no fence into the machine: a stream belongs to one attempt.
         if stream.fence != stream.job.sink.fence:
             return False
-        stream.job.progress_at_s = self._node.world.now_s
-        self._node.world.rogue.toward_sink(self._node, stream)
-        return stream.job.sink.announce(num_tokens)
+        node, job = self._node, stream.job
+        job.progress_at_s = node.world.now_s
+        if not job.sink.announce(num_tokens):
+            return False
+        node.later(node.world.ticks(0, 24), node.admit, job)
+        node.world.rogue.toward_sink(node, stream)
+        return True
 
     def _segment(self, stream: Stream, piece: KvRange, values: list[int]) -> bool | None:
         node, job = self._node, stream.job
@@ -152,6 +162,7 @@ class Fetching:
 
     def _lose(self, stream: Stream) -> bool | None:
         if not stream.job.sink.lose(stream.fence, self._node.world.now_s):
+            self._node.world.rogue.toward_router(self._node, stream)
             return False
         self._lost(stream)
         return None
@@ -159,12 +170,18 @@ class Fetching:
     def _lost(self, stream: Stream) -> None:
         node, job = self._node, stream.job
         self.close(job)
+        job.lost_at_s = node.world.now_s
+        # A reaper comes at any time; only from a certain moment on has it anything to do.
+        node.later(node.world.ticks(1, RETARGET_WAIT), self._expire, job)
         node.later(RETARGET_WAIT, self._expire, job)
         node.network.send(None, node.router.on_kv_lost, job.spec, node, stream.fence)
 
     def _expire(self, job: "Job") -> bool:
-        if not job.sink.expire(self._node.world.now_s, RETARGET_WAIT * TICK_S):
+        now_s, wait_s = self._node.world.now_s, RETARGET_WAIT * TICK_S
+        if not job.sink.expire(now_s, wait_s):
             return False
+        if now_s < job.lost_at_s + wait_s:
+            raise RuleBroken(f"{job} did not wait for a Retarget")
         self._node.buried(job)
         return True
 

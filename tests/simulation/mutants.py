@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+from core.handoff import SinkState
 from core.kv_layout import KvLayout, KvRange
 from core.request import Fence
+from engine.block_allocator import Pin
 from kv_transfer.sink import Sink, Write
 from kv_transfer.source import Outcome, Read, Reader, Segment, Source
+from tests.simulation.watch import WatchedAllocator
 from tests.simulation.world import Parts
 
 
@@ -31,25 +34,38 @@ class WritesUnpinned(Sink):
 class CommitsAgain(Sink):
     """After a commit it still counts as receiving: a repeated last frame commits again."""
 
-    def commit(self) -> bool:
-        before, held = self.state, self.block_ids
-        is_right = super().commit()
+    def commit(self, now_s: float = 0.0) -> bool:
+        if self.num_commits:
+            self.num_commits += 1
+            return True
+        before = self.state
+        is_right = super().commit(now_s)
         if is_right:
             self.state = before
-            self.block_ids = held
         return is_right
 
 
-class CommitsAfterRetarget(Sink):
-    """The commit that lost the race against a Retarget is carried out all the same."""
+class RetargetsCommitted(Sink):
+    """The Retarget that lost the race against the commit is carried out all the same."""
 
     def retarget(self, fence: Fence) -> None:
-        digest, expected, covered = self._digest, self.expected_digest, list(self._covered)
-        before = self.state
+        if self.state is SinkState.COMMITTED:
+            self.state, self.block_ids = SinkState.LOST, ()
         super().retarget(fence)
-        if expected is not None:
-            self.state, self._digest, self.expected_digest = before, digest, expected
-            self._covered = covered
+
+
+class ReservesUnderWriter(Sink):
+    """Credit is granted while a writer of an earlier attempt still touches the blocks."""
+
+    def reserve(self, block_ids: Sequence[int]) -> int:
+        writes, self._writes = self._writes, set()
+        credit = super().reserve(block_ids)
+        self._writes = writes
+        return credit
+
+    @property
+    def can_reserve(self) -> bool:
+        return self.state in (SinkState.RESERVING, SinkState.RECEIVING)
 
 
 class KeepsBlocksAtExpiry(Source):
@@ -101,22 +117,33 @@ class SendsWithoutCredit(Reader):
         return segment
 
 
-class ForgetsStaleReleases(Source):
-    """A release of an attempt that was replaced ends the lease of its successor."""
+class SendsWhatWasFreed(Source):
+    """Whether a block changed hands during a read is not looked at."""
 
-    def release(self, fence: Fence, *, committed: bool) -> None:
-        super().release(max(fence, self.fence), committed=committed)
+    def end_read(self, read: Read) -> bool:
+        super().end_read(read)
+        return True
+
+
+class ForgetsPins(WatchedAllocator):
+    """Nothing is quarantined."""
+
+    def pin(self, block_ids: Sequence[int]) -> Pin:
+        return super().pin(())
 
 
 MUTANTS: dict[str, Parts] = {
     "block freed while read": Parts(source=ReadsUnpinned),
     "block freed while written": Parts(sink=WritesUnpinned),
     "double commit": Parts(sink=CommitsAgain),
-    "commit after retarget": Parts(sink=CommitsAfterRetarget),
+    "retarget after commit": Parts(sink=RetargetsCommitted),
+    "reserve under an old writer": Parts(sink=ReservesUnderWriter),
     "lost release at expiry": Parts(source=KeepsBlocksAtExpiry),
     "lost release when stopped": Parts(sink=KeepsBlocksWhenStopped),
     "late segment of an old fence": Parts(sink=TakesOldSegments),
     "late end of an old fence": Parts(sink=TakesOldEnds),
     "credit beyond the reservation": Parts(sink=CreditsTooMuch),
     "credit leak": Parts(reader=SendsWithoutCredit),
+    "bytes sent after the lease": Parts(source=SendsWhatWasFreed),
+    "quarantine forgotten": Parts(allocator=ForgetsPins),
 }

@@ -74,6 +74,7 @@ class PrefillNode(Node):
             self.ended(before, was_awaited=False)
         job = Job(spec, fence, num_forced, source, only_first_token)
         self._jobs[spec.handoff_id] = job
+        self.world.checks.reads(source)
         self._waiting.append(job)
         self.at(spec.deadline_s, self._end, source)
         self.world.rogue.toward_source(self, source)
@@ -86,8 +87,11 @@ class PrefillNode(Node):
             source = self.book.release(handoff_id, fence, committed=committed)
         except BatonError:
             return False
-        if before is None or (before is not source.state):
+        self.world.checks.ended(f"{self} source", handoff_id, fence, self.world.now_s)
+        if before is not source.state:
             self.ended(source, was_awaited=False)
+        else:
+            self.book.bury(source, was_awaited=False)  # remember it for longer
         return None
 
     def on_renew(self, handoff_id: HandoffId, fence: Fence, stream_id: int) -> None:

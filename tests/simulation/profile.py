@@ -36,6 +36,9 @@ class Profile:
     num_crashes: int = 0
     num_breaks: int = 0
     router_crash: float = 0.0
+    hurry: float = 0.0
+    """Of a deadline that is hardly long enough."""
+    stop_string: float = 0.0
     deadline: int = 20000
     """Ticks; the shortest of the seed."""
 
@@ -61,10 +64,12 @@ def draw(rng: Random) -> Profile:
         damage=rng.random() * 0.3 if lossy or hostile else 0.01,
         rogue=0.25 if hostile else 0.0,
         cancel=0.2,
-        error=0.01,
+        error=0.02,
         spread=4 + int(rng.random() * 30),
         num_crashes=int(1 + rng.random() * 3) if crashing else 0,
         num_breaks=int(rng.random() * 3),
         router_crash=0.15,
+        hurry=0.1,
+        stop_string=0.2,
         deadline=600 if hostile else 1500,
     )

@@ -54,3 +54,9 @@ class Rogue:
         )
         frame, *args = world.rng.choice(frames)
         node.later(world.ticks(0, 30), frame, *args)
+
+    def toward_router(self, node: "DecodeNode", stream: "Stream") -> None:
+        """A broken stream reported though the machine was not impressed."""
+        if self._rate and self._world.random() < self._rate:
+            told, spec = node.router.on_kv_lost, stream.job.spec
+            node.network.send(None, told, spec, node, stream.fence)

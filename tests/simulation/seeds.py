@@ -10,7 +10,7 @@ from enum import Enum
 from unittest.mock import patch
 
 from core.ids import HandoffId
-from core.lifecycle import State
+from core.lifecycle import Event, State
 from tests.simulation import coverage
 from tests.simulation.checks import RuleBroken, check_idle
 from tests.simulation.content import Spec
@@ -19,6 +19,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.network import Network
 from tests.simulation.prefill_node import PrefillNode
 from tests.simulation.profile import MIN_EVENTS, SLACK, TICK_S
+from tests.simulation.requests import Request
 from tests.simulation.router_model import Router
 from tests.simulation.world import Parts, World
 
@@ -41,7 +42,8 @@ class Simulation:
             DecodeNode(world, network, f"decode{i}", world.ticks(6, 11))
             for i in range(world.ticks(2, 4))
         ]
-        self.router = Router(world, network, self.prefills, self.decodes)
+        self.router = Router(world, network)
+        self.router.placing.prefills, self.router.placing.decodes = self.prefills, self.decodes
         for node in (*self.prefills, *self.decodes):
             node.router = self.router
         Faults(world, network, self.router, self.prefills, self.decodes)
@@ -60,28 +62,37 @@ class Simulation:
                 raise RuleBroken(f"{request} has not ended in time")
             if self.world.profile.is_calm and request.state is not State.FINISHED:
                 raise RuleBroken(f"{request} did not finish, though nothing went wrong")
-            num_missing = request.spec.num_output_tokens - len(request.delivered)
+            num_missing = request.spec.num_wanted_tokens - len(request.delivered)
             if request.state is State.FINISHED and num_missing:
                 raise RuleBroken(f"{request} finished without {num_missing} tokens")
 
     def _arrive(self) -> None:
         """The next request; more come until the schedule is long enough."""
         world, router = self.world, self.router
-        profile, index = world.profile, len(router.requests)
+        profile, index, num_tokens = world.profile, len(router.requests), world.ticks(1, 5)
+        is_cut = world.random() < profile.stop_string
+        in_hurry = world.random() < profile.hurry
+        deadline = world.ticks(5, 300) if in_hurry else profile.deadline * world.ticks(1, 4)
         spec = Spec(
             index=index,
             handoff_id=HandoffId(f"h{index}"),
             num_prompt_tokens=world.ticks(1, 8),
-            num_output_tokens=world.ticks(1, 5),
-            deadline_s=world.now_s + world.ticks(profile.deadline, profile.deadline * 3) * TICK_S,
+            num_output_tokens=num_tokens,
+            num_wanted_tokens=world.ticks(1, num_tokens + 1) if is_cut else num_tokens,
+            deadline_s=world.now_s + deadline * TICK_S,
         )
         request = router.submit(spec)
         if world.random() < profile.cancel:
-            world.after(world.ticks(1, 400), router.cancel, request)
+            self._cancel(request)
+            self._cancel(request)
         if world.random() < profile.router_crash:
             world.after(world.ticks(1, 400), router.lose_memory, request)
         if index < 1 or world.num_events < MIN_EVENTS:
             world.after(world.ticks(1, 60), self._arrive)
+
+    def _cancel(self, request: Request) -> None:
+        delay = self.world.ticks(1, 400)
+        self.world.after(delay, self.router.happen, request, Event.CANCELLED)
 
 
 @dataclass(slots=True)

@@ -27,6 +27,9 @@ class Stream:
     is_end_sent: bool = False
     is_closed: bool = False
 
+    def __str__(self) -> str:
+        return f"stream{self.stream_id}"
+
 
 class Sending:
     """All streams of one prefill instance."""
@@ -34,6 +37,9 @@ class Sending:
     def __init__(self, node: "PrefillNode") -> None:
         self._node = node
         self._streams: dict[int, Stream] = {}
+
+    def __str__(self) -> str:
+        return f"{self._node}.sending"
 
     def on_open(
         self, stream_id: int, handoff_id: HandoffId, fence: Fence, peer: "DecodeNode"
@@ -53,6 +59,7 @@ class Sending:
             return None
         if source is known and replaced is not None:
             self._close_readers(source)
+        node.world.checks.reads(source)
         stream = self._streams[stream_id] = Stream(stream_id, peer, reader, source)
         if source.state is SourceState.AWAITED:
             node.watch(source)
@@ -121,11 +128,10 @@ class Sending:
 
     def _pump(self, stream: Stream, source: Source) -> None:
         node = self._node
-        while stream.num_reads < 2 and source.state in (SourceState.COMPUTING, SourceState.LEASED):
+        while stream.num_reads < 2 and source.state is not SourceState.ENDED:
             segment = stream.reader.next_segment(LAYOUT, source.frontier)
             if segment is None:
                 break
-            node.world.checks.sent(stream.stream_id, segment.range.tokens.stop)
             read = source.begin_read(segment)
             stream.num_reads += 1
             node.blocks.touch(read.block_ids)
@@ -141,6 +147,7 @@ class Sending:
         node.blocks.untouch(read.block_ids)
         is_intact = stream.source.end_read(read)
         if is_intact and stream.reader is stream.source.reader:
+            node.world.checks.sent(stream.stream_id, piece.tokens.stop, stream.source.state)
             is_damaged = node.world.random() < node.world.profile.damage
             to, index = stream.peer.fetching, read.segment.index
             node.network.send(

@@ -1,0 +1,146 @@
+"""DecodeWorker over gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc.aio
+
+from core.errors import FieldViolation, Incompatible, InvalidRequest, PeerLost
+from core.ids import RouterId
+from core.member import is_address
+from core.model_spec import ModelSpec
+from core.work import PROTOCOL_VERSION
+from decode_worker.desk import DecodeDesk
+from decode_worker.frames import acks_from_pb, frame_to_pb
+from decode_worker.outbox import Ack
+from decode_worker.routers import Subscription
+from rpc.convert import (
+    fence_from_pb,
+    handoff_id_from_pb,
+    output_token_ids_from_pb,
+    router_id_from_pb,
+    work_from_pb,
+)
+from rpc.pb import workers_pb2, workers_pb2_grpc
+from rpc.status import status_boundary
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_ACKS = 65_536
+OPENING_TIMEOUT_S = 5.0
+"""From the call to its first message: routers send it at once."""
+
+
+class DecodeService(workers_pb2_grpc.DecodeWorkerServicer):
+    """Carries bytes between routers and the desk."""
+
+    def __init__(self, desk: DecodeDesk, spec: ModelSpec) -> None:
+        self._desk = desk
+        self._spec = spec
+
+    async def Decode(
+        self, request: workers_pb2.DecodeRequest, context: Context
+    ) -> workers_pb2.DecodeReply:
+        """See workers.proto."""
+        async with status_boundary(context):
+            work = work_from_pb(request.work, self._spec)
+            self._desk.accept(work, _address_of(request.source))
+        return workers_pb2.DecodeReply()
+
+    async def Retarget(
+        self, request: workers_pb2.RetargetRequest, context: Context
+    ) -> workers_pb2.RetargetReply:
+        """See workers.proto."""
+        async with status_boundary(context):
+            self._desk.retarget(
+                handoff_id_from_pb(request.handoff_id),
+                fence_from_pb(request.fence),
+                _address_of(request.source),
+                output_token_ids_from_pb(request.output_token_ids, self._spec),
+            )
+        return workers_pb2.RetargetReply()
+
+    async def Stop(
+        self, request: workers_pb2.StopRequest, context: Context
+    ) -> workers_pb2.StopReply:
+        """See workers.proto."""
+        async with status_boundary(context):
+            self._desk.stop(handoff_id_from_pb(request.handoff_id), fence_from_pb(request.fence))
+        return workers_pb2.StopReply()
+
+    # A coroutine that reads and writes, not a generator: it has two tasks, and they end with it.
+    async def Subscribe(  # type: ignore[override]
+        self, requests: AsyncIterator[workers_pb2.SubscribeRequest], context: Context
+    ) -> None:
+        """See workers.proto."""
+        async with status_boundary(context):
+            router_id, acks = await _opening(requests)
+            reader = self._desk.routers.subscribe(router_id, acks)
+            try:
+                await self._serve(reader, router_id, requests, context)
+            finally:
+                self._desk.routers.unsubscribe(router_id, reader)
+
+    async def _serve(
+        self,
+        reader: Subscription,
+        router_id: RouterId,
+        requests: AsyncIterator[workers_pb2.SubscribeRequest],
+        context: Context,
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(_write(reader, context), name="subscription")
+            listening = group.create_task(
+                self._listen(reader, router_id, requests), name="subscription"
+            )
+            # Replaced, or closed by the router: either way the stream is over.
+            await asyncio.wait((writing, listening), return_when=asyncio.FIRST_COMPLETED)
+            writing.cancel()
+            listening.cancel()
+
+    async def _listen(
+        self,
+        reader: Subscription,
+        router_id: RouterId,
+        requests: AsyncIterator[workers_pb2.SubscribeRequest],
+    ) -> None:
+        async for request in requests:
+            if not reader.is_current:
+                return
+            self._desk.routers.ack(router_id, _acks_of(request))
+
+
+async def _write(reader: Subscription, context: Context) -> None:
+    while (news := await reader.next_frame()) is not None:
+        await context.write(frame_to_pb(*news))
+
+
+async def _opening(
+    requests: AsyncIterator[workers_pb2.SubscribeRequest],
+) -> tuple[RouterId, Sequence[Ack]]:
+    try:
+        async with asyncio.timeout(OPENING_TIMEOUT_S):
+            first = await anext(requests, None)
+    except TimeoutError:
+        first = None
+    if first is None:
+        raise PeerLost(f"no first message in {OPENING_TIMEOUT_S} s")
+    if first.protocol_version != PROTOCOL_VERSION:
+        raise Incompatible(f"protocol {first.protocol_version}, here {PROTOCOL_VERSION}")
+    return router_id_from_pb(first.router_id), _acks_of(first)
+
+
+def _acks_of(request: workers_pb2.SubscribeRequest) -> Sequence[Ack]:
+    if len(request.acks) > MAX_ACKS:
+        reason = f"must hold 0 to {MAX_ACKS}, got {len(request.acks)}"
+        raise InvalidRequest((FieldViolation("acks", reason),))
+    return tuple(acks_from_pb(request.acks))
+
+
+def _address_of(source: workers_pb2.KvSource) -> str:
+    """Of the leader: one rank each so far."""
+    if not source.addresses or not is_address(source.addresses[0]):
+        reason = f"{len(source.addresses)} addresses, the first must be host:port"
+        raise InvalidRequest((FieldViolation("source.addresses", reason),))
+    return source.addresses[0]

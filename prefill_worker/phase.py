@@ -1,0 +1,187 @@
+"""Prefill as the step loop sees it: chunks of prompts, whose KV leaves while it is computed."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.blocks import BlockState
+from core.clock import Clock
+from core.config import HandoffConfig
+from core.kv_layout import KvLayout, layer_groups
+from core.request import finish_reason
+from core.timing import PrefillTiming
+from core.work import WorkRequest
+from kv_transfer.book import SourceBook
+from kv_transfer.source import FirstToken, Outcome, Source
+from prefill_worker.job import Ended, PrefillJob, Sampled, Started
+from prefill_worker.scheduler import Chunk, PrefillScheduler
+from worker_host.blocks import MAX_GROWTH_RESERVE, InstanceBlocks
+from worker_host.door import Door
+from worker_host.holds import StepHolds
+from worker_host.phase import PhaseLoad, PhaseWork, StepOutcome
+from worker_host.role import RoleBudget
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillParts:
+    """What the prefill side is given of its instance."""
+
+    blocks: InstanceBlocks
+    holds: StepHolds
+    layout: KvLayout
+    book: SourceBook
+    door: Door
+    clock: Clock
+    work: asyncio.Event
+    budget: RoleBudget
+    max_queued: int
+    handoff: HandoffConfig
+
+
+class PrefillPhase:
+    """Owns the prompts: queued, computed, and kept under their leases."""
+
+    def __init__(self, parts: PrefillParts) -> None:
+        self._parts = parts
+        self._scheduler: PrefillScheduler[PrefillJob] = PrefillScheduler(parts.max_queued)
+        self._jobs: dict[PrefillJob, None] = {}
+        self._chunks: Sequence[Chunk[PrefillJob]] = ()
+        self._num_layers_told = 0
+        """Of the running step."""
+        self._num_others = 0
+
+    def open(self, work: WorkRequest, *, only_first_token: bool) -> PrefillJob:
+        """Take a prompt into the queue, or refuse it."""
+        parts = self._parts
+        parts.door.check(work, num_kv_tokens=work.num_input_tokens)
+        job = PrefillJob(
+            work=work,
+            token_ids=work.input_token_ids,
+            only_first_token=only_first_token,
+            arrived_at_s=parts.clock.now_s(),
+        )
+        self._scheduler.add(job)
+        try:
+            job.source = parts.book.accept(
+                work.handoff_id, work.fence, on_ended=lambda source: self._ended(job, source)
+            )
+        except BaseException:
+            self._scheduler.remove(job)
+            raise
+        self._jobs[job] = None
+        parts.work.set()
+        return job
+
+    def close(self, job: PrefillJob) -> None:
+        """Nobody wants it any more; nothing happens when it has ended."""
+        if job.source is not None:
+            self._parts.book.end(job.source, Outcome.ABORTED)
+
+    def schedule(self, num_others: int) -> PhaseWork:
+        """Chunks of the oldest prompts, up to the role's budget of tokens."""
+        self._num_others = num_others
+        max_tokens = self._parts.budget.step_tokens(num_others)
+        self._chunks = self._scheduler.schedule(max_tokens, self._start)
+        self._num_layers_told = 0
+        layers = frozenset[int]().union(*(chunk.job.layers for chunk in self._chunks))
+        return PhaseWork([chunk.job.entry(chunk.tokens) for chunk in self._chunks], layers)
+
+    def layer_written(self, layer: int) -> None:
+        """Segments of all layers up to this one can leave."""
+        for told in range(self._num_layers_told, layer + 1):
+            for chunk in self._chunks:
+                if (source := chunk.job.source) is not None:
+                    self._parts.book.progress(source, told, chunk.tokens.stop)
+        self._num_layers_told = max(self._num_layers_told, layer + 1)
+
+    def absorb(self, outcome: StepOutcome) -> None:
+        """Chunks are computed, and prompts whose last one is among them have their token."""
+        self.layer_written(self._parts.layout.num_layers - 1)
+        chunks, self._chunks = self._chunks, ()
+        for chunk, token_id in zip(chunks, outcome.token_ids, strict=True):
+            if (job := chunk.job) not in self._jobs:
+                continue
+            job.num_computed = chunk.tokens.stop
+            if job.began_at_s is None:
+                job.began_at_s = outcome.began_at_s
+            if token_id is not None:
+                self._sampled(job, token_id, outcome.ended_at_s)
+
+    def load(self) -> PhaseLoad:
+        """Prompts that are not computed yet."""
+        return PhaseLoad(
+            num_prefilling=self._scheduler.num_jobs,
+            num_pending_prompt_tokens=self._scheduler.num_pending_tokens,
+            num_prompts=len(self._jobs),
+        )
+
+    def _start(self, job: PrefillJob) -> bool:
+        """Take the blocks of the whole prompt, or leave it in the queue."""
+        parts = self._parts
+        num_needed = parts.blocks.blocks_for(job.num_tokens)
+        if job.source is None or not self._has_room(num_needed):
+            return False
+        block_ids = parts.blocks.allocate(num_needed, BlockState.OWNED)
+        num_chunk_tokens = min(job.num_tokens, parts.budget.step_tokens(self._num_others))
+        parts.book.started(job.source, block_ids, job.num_tokens, num_chunk_tokens)
+        job.block_ids = block_ids
+        job.pins.append(parts.holds.hold(block_ids))
+        job.layers = self._layers(num_chunk_tokens) if not job.only_first_token else job.layers
+        job.events.put_nowait(Started(queue_s=parts.clock.now_s() - job.arrived_at_s))
+        return True
+
+    def _has_room(self, num_needed: int) -> bool:
+        blocks = self._parts.blocks
+        # Running growth comes first, and decode's floor stays; but a prompt larger than the
+        # share may run alone.
+        if num_needed + min(self._num_others, MAX_GROWTH_RESERVE) > blocks.num_free:
+            return False
+        num_held = sum(len(job.block_ids) for job in self._jobs)
+        share = self._parts.budget.max_prompt_blocks(blocks.num_blocks)
+        return not num_held or num_held + num_needed <= share
+
+    def _layers(self, num_chunk_tokens: int) -> frozenset[int]:
+        handoff = self._parts.handoff
+        groups = layer_groups(
+            self._parts.layout,
+            num_chunk_tokens=num_chunk_tokens,
+            target_bytes=min(handoff.target_segment_bytes, handoff.max_segment_bytes),
+        )
+        return frozenset(group[-1] for group in groups)
+
+    def _sampled(self, job: PrefillJob, token_id: int, sampled_at_s: float) -> None:
+        assert job.source is not None
+        assert job.began_at_s is not None
+        reason = finish_reason(job.work.stop, job.position + 1, token_id)
+        self._leave_steps(job)
+        token = FirstToken(
+            token_id=token_id,
+            position=job.position,
+            finish_reason=reason,
+            sampled_at_s=sampled_at_s,
+        )
+        self._parts.book.finished(job.source, token)
+        timing = PrefillTiming(
+            queue_s=job.began_at_s - job.arrived_at_s, compute_s=sampled_at_s - job.began_at_s
+        )
+        job.events.put_nowait(
+            Sampled(position=job.position, token_id=token_id, finish_reason=reason, timing=timing)
+        )
+        if job.only_first_token or reason is not None:
+            self.close(job)
+
+    def _ended(self, job: PrefillJob, source: Source) -> None:
+        """The book has released the blocks, whatever the reason."""
+        self._jobs.pop(job, None)
+        self._leave_steps(job)
+        job.events.put_nowait(Ended(outcome=source.outcome or Outcome.ABORTED))
+        logger.info("prefill ended handoff_id=%s outcome=%s", job.work.handoff_id, source.outcome)
+        self._parts.work.set()
+
+    def _leave_steps(self, job: PrefillJob) -> None:
+        self._scheduler.remove(job)
+        pins, job.pins = job.pins, []
+        self._parts.holds.let_go(pins)

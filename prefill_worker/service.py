@@ -1,0 +1,83 @@
+"""PrefillWorker over gRPC."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import grpc.aio
+
+from core.clock import Clock
+from core.errors import DeadlinePassed
+from core.model_spec import ModelSpec
+from kv_transfer.source import Outcome
+from prefill_worker.job import Ended, Event, PrefillJob, Sampled, Started
+from prefill_worker.phase import PrefillPhase
+from rpc.convert import finish_reason_to_pb, work_from_pb
+from rpc.convert_report import prefill_timing_to_pb
+from rpc.pb import workers_pb2, workers_pb2_grpc
+from rpc.status import status_boundary
+
+Context = grpc.aio.ServicerContext[workers_pb2.PrefillRequest, workers_pb2.PrefillEvent]
+
+_OUTCOME_TO_PB: Mapping[Outcome, workers_pb2.LeaseOutcome] = {
+    Outcome.COMMITTED: workers_pb2.LEASE_OUTCOME_COMMITTED,
+    Outcome.ABORTED: workers_pb2.LEASE_OUTCOME_ABORTED,
+    Outcome.EXPIRED: workers_pb2.LEASE_OUTCOME_EXPIRED,
+    Outcome.SUPERSEDED: workers_pb2.LEASE_OUTCOME_SUPERSEDED,
+}
+
+
+class PrefillService(workers_pb2_grpc.PrefillWorkerServicer):
+    """Carries bytes between routers and the phase."""
+
+    def __init__(self, phase: PrefillPhase, spec: ModelSpec, clock: Clock) -> None:
+        self._phase = phase
+        self._spec = spec
+        self._clock = clock
+
+    # A coroutine that writes, not a generator: a cancelled call must run `finally` at once, not
+    # when a generator that waits in a `yield` is collected.
+    async def Prefill(  # type: ignore[override]
+        self, request: workers_pb2.PrefillRequest, context: Context
+    ) -> None:
+        """See workers.proto."""
+        async with status_boundary(context):
+            work = work_from_pb(request.work, self._spec)
+            job = self._phase.open(work, only_first_token=request.only_first_token)
+            try:
+                await self._stream(job, context)
+            finally:
+                self._phase.close(job)
+
+    async def _stream(self, job: PrefillJob, context: Context) -> None:
+        event: Event | None = None
+        while not isinstance(event, Ended):
+            event = await self._next(job)
+            await context.write(event_to_pb(event))
+
+    async def _next(self, job: PrefillJob) -> Event:
+        timeout_s = job.work.timeout_s
+        left_s = job.arrived_at_s + timeout_s - self._clock.now_s()
+        try:
+            async with asyncio.timeout(left_s):
+                return await job.events.get()
+        except TimeoutError:
+            raise DeadlinePassed(f"not ended after {timeout_s} s") from None
+
+
+def event_to_pb(event: Event) -> workers_pb2.PrefillEvent:
+    """One event of a prefill."""
+    fields: dict[str, Any] = {}
+    match event:
+        case Started(queue_s=queue_s):
+            fields["started"] = workers_pb2.PrefillStarted(queue_s=queue_s)
+        case Sampled():
+            fields["token"] = workers_pb2.PrefillToken(
+                position=event.position,
+                token_id=event.token_id,
+                finish_reason=finish_reason_to_pb(event.finish_reason),
+                timing=prefill_timing_to_pb(event.timing),
+            )
+        case Ended(outcome=outcome):
+            fields["ended"] = workers_pb2.LeaseEnded(outcome=_OUTCOME_TO_PB[outcome])
+    return workers_pb2.PrefillEvent(**fields)

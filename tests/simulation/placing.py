@@ -1,0 +1,95 @@
+"""How the simulated router places a request, and places it anew."""
+
+from typing import TYPE_CHECKING
+
+from core.lifecycle import TERMINAL, Event, State
+from core.request import Fence
+from tests.simulation.decode_node import DecodeNode
+from tests.simulation.network import Network, Node
+from tests.simulation.prefill_node import PrefillNode
+from tests.simulation.profile import ATTEMPT, MAX_ATTEMPTS
+from tests.simulation.requests import UNCOMMITTED, DecodeSide, PrefillSide, Request
+from tests.simulation.world import World
+
+if TYPE_CHECKING:
+    from tests.simulation.router_model import Router
+
+RETRY = 40
+"""Ticks until it looks again for an instance that is alive."""
+
+
+class Placing:
+    """Chooses instances and starts calls; every placement raises the attempt."""
+
+    def __init__(self, router: "Router", world: World, network: Network) -> None:
+        self._router = router
+        self._world = world
+        self._network = network
+        self.prefills: list[PrefillNode] = []
+        self.decodes: list[DecodeNode] = []
+        self.down: set[Node] = set()
+
+    def __str__(self) -> str:
+        return "router"
+
+    def soon(self, request: Request) -> None:
+        """Fill what is missing; once, however many reasons there are."""
+        if not request.is_placing:
+            request.is_placing = True
+            self._world.after(self._world.ticks(1, 8), self._place, request, request.epoch)
+
+    def _place(self, request: Request, epoch: int) -> bool | None:
+        if epoch != request.epoch:
+            return False
+        request.is_placing = False
+        if request.state in TERMINAL or request.state is State.DECODING:
+            return False
+        needs_prefill, needs_decode = request.needs_prefill, request.needs_decode
+        if not needs_prefill and not needs_decode:
+            return False
+        if request.attempt == MAX_ATTEMPTS:
+            return self._router.happen(request, Event.REFUSED)
+        prefills = [n for n in self.prefills if n not in self.down]
+        decodes = [n for n in self.decodes if n not in self.down]
+        if not prefills or not decodes:
+            request.is_placing = True
+            self._world.after(RETRY, self._place, request, epoch)
+            return False
+        request.attempt += 1
+        prefill, decode = self._world.rng.choice(prefills), self._world.rng.choice(decodes)
+        self._start(request, prefill if needs_prefill else None, decode if needs_decode else None)
+        return None
+
+    def _start(
+        self, request: Request, prefill: PrefillNode | None, decode: DecodeNode | None
+    ) -> None:
+        spec, fence, world = request.spec, request.fence, self._world
+        if prefill is not None:
+            request.prefill = PrefillSide(prefill, fence)
+            args = (spec, fence, len(request.delivered), request.is_last)
+            self._network.send(prefill, prefill.on_prefill, *args)
+        source = request.prefill
+        assert source is not None
+        if decode is not None:
+            request.decode = DecodeSide(decode, fence)
+            self._network.send(decode, decode.on_decode, spec, fence, source.node)
+        elif request.decode is not None and not request.decode.is_lost:
+            node = request.decode.node
+            self._network.send(node, node.on_retarget, spec, fence, source.node)
+        is_slow = world.random() < 0.15
+        delay = world.ticks(12, 80) if is_slow else world.ticks(1, 12)
+        world.after(delay, self._placed, request, fence)
+        world.after(ATTEMPT, self._check, request, fence)
+
+    def _placed(self, request: Request, fence: Fence) -> bool | None:
+        """The calls were started."""
+        sides = (request.prefill, request.decode)
+        if fence != request.fence or any(s is not None and s.is_lost for s in sides):
+            return False
+        return self._router.happen(request, Event.PLACED)
+
+    def _check(self, request: Request, fence: Fence) -> bool | None:
+        """The bound on an attempt that makes no progress."""
+        if fence != request.fence or request.state not in UNCOMMITTED:
+            return False
+        return self._router.lose_prefill(request, Event.PREFILL_LOST)

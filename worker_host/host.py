@@ -1,0 +1,63 @@
+"""One instance: its step loop, its books, and how it leaves."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from worker_host.books import Books
+from worker_host.door import Door
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[bool], Awaitable[None]]
+
+
+class WorkerHost:
+    """Drains once, on request or at the process's stop; what is left then is broken off."""
+
+    def __init__(
+        self, books: Books, door: Door, stop: asyncio.Event, report: Report
+    ) -> None:
+        """`stop` ends the process; `report` tells health checks whether the instance serves."""
+        self.books = books
+        self._door = door
+        self._stop = stop
+        self._report = report
+        self._turned = asyncio.Event()
+        self._drain_asked = asyncio.Event()
+        self._drain_timeout_s = 0.0
+
+    def turned(self) -> None:
+        """The step loop has looked for work: something may have ended."""
+        self._turned.set()
+
+    def ask_drain(self, timeout_s: float) -> None:
+        """Refuse new work from now on; stop when the old has ended, or after `timeout_s`."""
+        self._close_door()
+        self._drain_timeout_s = timeout_s
+        self._drain_asked.set()
+
+    async def run(self) -> None:
+        """Wait for a Drain call, then drain and stop the process."""
+        await self._drain_asked.wait()
+        await self._report(False)
+        try:
+            async with asyncio.timeout(self._drain_timeout_s):
+                await self.drain()
+        except TimeoutError:
+            logger.warning("drain broken off after %s s", self._drain_timeout_s)
+        self._stop.set()
+        # The loops of a process end together.
+        await asyncio.Event().wait()
+
+    async def drain(self) -> None:
+        """Refuse new work and return when the old has ended. The caller bounds it."""
+        self._close_door()
+        while not self.books.is_idle:
+            self._turned.clear()
+            await self._turned.wait()
+
+    def _close_door(self) -> None:
+        if not self._door.is_draining:
+            logger.info("draining")
+        self._door.is_draining = True
