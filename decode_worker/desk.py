@@ -164,7 +164,9 @@ class DecodeDesk:
         job.answer = answer
         self._answers[answer] = job
         self.phase.join(answer)
-        logger.info("handoff committed handoff_id=%s tokens=%d", work.handoff_id, answer.num_kv_tokens)
+        logger.info(
+            "handoff committed handoff_id=%s tokens=%d", work.handoff_id, answer.num_kv_tokens
+        )
         self._tell(job, answer, Facts(committed=True))
 
     def kv_lost(self, job: DecodeJob, lost: KvLost) -> None:

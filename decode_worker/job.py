@@ -21,7 +21,6 @@ class Answer:
     arrived_at_s: float
     """Of the Decode call, on this host's clock."""
     block_ids: list[int]
-    pins: list[Pin]
     block_size: int
     num_kv_tokens: int
     """Leading tokens whose KV is in the blocks: all but the last output token."""
@@ -30,6 +29,8 @@ class Answer:
     committed_at_s: float
     timing: HandoffTiming | None
     """Until it was told, with the first step."""
+    pins: list[Pin] = field(default_factory=list)
+    """Of all its blocks, while it takes part in steps."""
 
     @property
     def needs_block(self) -> bool:
@@ -90,5 +91,3 @@ class DecodeJob:
     def router_id(self) -> RouterId:
         """Who reads it."""
         return self.work.router_id
-
-

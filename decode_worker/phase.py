@@ -1,7 +1,6 @@
 """Decode as the step loop sees it: every running answer gets one token per step."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Protocol
 
 from core.blocks import BlockState
@@ -50,7 +49,7 @@ class DecodePhase:
         self._scheduler: DecodeScheduler[Answer] = DecodeScheduler(max_running)
         self._work = work
         self._reporter = reporter
-        self._batch: Sequence[Answer] = ()
+        self._batch: list[Answer] = []
 
     def join(self, answer: Answer) -> None:
         """Its KV is verified: it decodes from the next step on."""
@@ -93,7 +92,7 @@ class DecodePhase:
                 answer.num_kv_tokens += 1
                 answer.output_token_ids.append(token_id)
                 self._reporter.sampled(answer, token_id, outcome)
-        self._batch = ()
+        self._batch = []
         self._reporter.step_absorbed()
 
     def load(self) -> PhaseLoad:

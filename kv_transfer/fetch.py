@@ -29,6 +29,7 @@ from kv_transfer.result import FetchResult as FetchResult
 from kv_transfer.sink import Sink
 from kv_transfer.stores import KvStore
 from rpc.convert import fence_to_pb
+from rpc.dial import BadAddress
 from rpc.kv_wire import fetch_call
 from rpc.pb import kv_transfer_pb2 as pb
 from rpc.pb.kv_transfer_pb2_grpc import KvTransferStub
@@ -108,6 +109,8 @@ class Fetcher:
         try:
             result = await self._receive(lease, sink, num_tokens, reserve)
         except BaseExceptionGroup as group:
+            if _is_cancelled():
+                raise asyncio.CancelledError from None
             raise self._lost(lease, sink, _first(group)) from None
         except (BatonError, grpc.RpcError) as error:
             raise self._lost(lease, sink, error) from None
@@ -134,7 +137,10 @@ class Fetcher:
         num_tokens: int,
         reserve: Callable[[Sink], Awaitable[None]],
     ) -> FetchResult:
-        call = fetch_call(self._dial(lease.address))
+        try:
+            call = fetch_call(self._dial(lease.address))
+        except BadAddress as error:
+            raise KvLost(KvLostReason.PEER, str(error)) from None
         try:
             receiver = Receiver(
                 sink=sink,
@@ -202,6 +208,12 @@ class Fetcher:
             else:
                 return
         logger.info("lease left to expire handoff_id=%s source=%s", lease.handoff_id, lease.address)
+
+
+def _is_cancelled() -> bool:
+    """A task group drops the cancel of its parent when a child failed at the same time."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -112,10 +113,9 @@ class Receiver:
         self._limit_read()
 
     async def send(self, request: pb.FetchRequest) -> None:
-        try:
+        # When the stream has ended, the read under way says why.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self.call.write(request)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # the stream has ended; the read under way says why
 
     async def _read(self) -> FetchFrame:
         limit_s = self.config.progress_timeout_s

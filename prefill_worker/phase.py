@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.blocks import BlockState
@@ -48,7 +47,7 @@ class PrefillPhase:
         self._parts = parts
         self._scheduler: PrefillScheduler[PrefillJob] = PrefillScheduler(parts.max_queued)
         self._jobs: dict[PrefillJob, None] = {}
-        self._chunks: Sequence[Chunk[PrefillJob]] = ()
+        self._chunks: list[Chunk[PrefillJob]] = []
         self._num_layers_told = 0
         """Of the running step."""
         self._num_others = 0
@@ -100,7 +99,7 @@ class PrefillPhase:
     def absorb(self, outcome: StepOutcome) -> None:
         """Chunks are computed, and prompts whose last one is among them have their token."""
         self.layer_written(self._parts.layout.num_layers - 1)
-        chunks, self._chunks = self._chunks, ()
+        chunks, self._chunks = self._chunks, []
         for chunk, token_id in zip(chunks, outcome.token_ids, strict=True):
             if (job := chunk.job) not in self._jobs:
                 continue

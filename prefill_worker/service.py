@@ -19,7 +19,7 @@ from rpc.status import status_boundary
 
 Context = grpc.aio.ServicerContext[workers_pb2.PrefillRequest, workers_pb2.PrefillEvent]
 
-_OUTCOME_TO_PB: Mapping[Outcome, workers_pb2.LeaseOutcome] = {
+_OUTCOME_TO_PB: Mapping[Outcome, "workers_pb2.LeaseOutcome.ValueType"] = {
     Outcome.COMMITTED: workers_pb2.LEASE_OUTCOME_COMMITTED,
     Outcome.ABORTED: workers_pb2.LEASE_OUTCOME_ABORTED,
     Outcome.EXPIRED: workers_pb2.LEASE_OUTCOME_EXPIRED,

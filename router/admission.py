@@ -40,14 +40,24 @@ class Admission:
         """Refuse everybody from now on; who waits is still served."""
         self._is_draining = True
 
+    def check(self) -> None:
+        """Raise Draining or Saturated when `admit` would: before any work is done."""
+        if self._is_draining:
+            raise Draining("this router drains and takes no new requests")
+        if self._num_running >= self._max_running and len(self._queue) >= self._max_queued:
+            raise Saturated(
+                f"{self._num_running} requests run and {len(self._queue)} wait, limits"
+                f" {self._max_running} and {self._max_queued}",
+                retry_after_s=self._retry_after_s(),
+            )
+
     @asynccontextmanager
     async def admit(self, timeout_s: float) -> AsyncIterator[None]:
         """A place, held while the body runs.
 
         Raises Draining, Saturated, or DeadlinePassed when none comes free in time.
         """
-        if self._is_draining:
-            raise Draining("this router drains and takes no new requests")
+        self.check()
         self.idle.clear()
         try:
             await self._take_place(timeout_s)
@@ -63,12 +73,6 @@ class Admission:
         if self._num_running < self._max_running and not self._queue:
             self._num_running += 1
             return
-        if len(self._queue) >= self._max_queued:
-            raise Saturated(
-                f"{self._num_running} requests run and {len(self._queue)} wait, limits"
-                f" {self._max_running} and {self._max_queued}",
-                retry_after_s=self._retry_after_s(),
-            )
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(place)
         try:

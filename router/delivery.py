@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from core.request import FinishReason, StopParams, finish_reason
 
+
 class Delivery:
     """Puts tokens in order, whoever sends them and how often, and sees where the answer ends."""
 

@@ -150,7 +150,9 @@ class Flow:
                 self._lose_prefill(Event.PREFILL_LOST, error, cancel=False)
         return self._take_actions()
 
-    def decode_refused(self, instance_id: InstanceId, attempt: int, error: BatonError) -> list[Action]:
+    def decode_refused(
+        self, instance_id: InstanceId, attempt: int, error: BatonError
+    ) -> list[Action]:
         """Decode or Retarget of `attempt` failed."""
         decode = self.decode
         if decode is None or (decode.instance_id, decode.told_attempt) != (instance_id, attempt):
@@ -358,18 +360,14 @@ class Flow:
     def _drop_prefill(self) -> None:
         if self.prefill is not None and not self.prefill.kv_taken:
             self._actions.append(
-                CancelPrefill(
-                    instance_id=self.prefill.instance_id, attempt=self.prefill.attempt
-                )
+                CancelPrefill(instance_id=self.prefill.instance_id, attempt=self.prefill.attempt)
             )
         self.prefill = None
 
     def _drop_decode(self, *, stop: bool) -> None:
         if self.decode is not None and stop:
             self._actions.append(
-                StopDecode(
-                    instance_id=self.decode.instance_id, attempt=self.decode.told_attempt
-                )
+                StopDecode(instance_id=self.decode.instance_id, attempt=self.decode.told_attempt)
             )
         self.decode = None
         self.delivery.forget_early()

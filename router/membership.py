@@ -94,9 +94,7 @@ class Membership:
                 self._replace(group, member, link)
         self._sweep()
 
-    def _replace(
-        self, group: asyncio.TaskGroup, member: Member, old: InstanceLink | None
-    ) -> None:
+    def _replace(self, group: asyncio.TaskGroup, member: Member, old: InstanceLink | None) -> None:
         if old is not None:
             self._drop(old)
         logger.info(

@@ -42,6 +42,8 @@ class ClientBuffer:
         self._num_bytes = 0
         self._full_since_s: float | None = None
         self._news = asyncio.Event()
+        self.over = asyncio.Event()
+        """The writer has written all, or there is an error."""
         self.error: BatonError | None = None
         """Why the answer ended badly; what is unread then is never written."""
 
@@ -63,19 +65,17 @@ class ClientBuffer:
         """The request has ended badly; the first error counts."""
         if self.error is None:
             self.error = error
-        self._news.set()
+        self.over.set()
 
     async def take(self) -> list[Event]:
-        """What is unread of one choice, once there is any. Raises nothing: see `error`.
+        """What is unread of one choice, once there is any; an error is for `over` to tell.
 
         Only what a writer waits for is turned into messages: tokens that come while it is busy
         leave together.
         """
-        while not self._unread and self.error is None:
+        while not self._unread:
             self._news.clear()
             await self._news.wait()
-        if self.error is not None:
-            return []
         choice, unread = self._unread.popitem(last=False)
         self._shrink(len(unread.text.encode()) + BYTES_PER_TOKEN * len(unread.token_ids))
         return self._events(choice, unread)

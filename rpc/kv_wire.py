@@ -129,7 +129,6 @@ _PAYLOAD_TAG = _varint(_PAYLOAD_FIELD << 3 | _BYTES)
 
 
 FetchRequests: TypeAlias = AsyncIterator[pb.FetchRequest | Undecodable]
-FetchRequests: TypeAlias = AsyncIterator[pb.FetchRequest | Undecodable]
 FetchMethod: TypeAlias = Callable[[FetchRequests, Any], Awaitable[None]]
 RenewMethod: TypeAlias = Callable[[pb.RenewRequest, Any], Awaitable[pb.RenewReply]]
 ReleaseMethod: TypeAlias = Callable[[pb.ReleaseRequest, Any], Awaitable[pb.ReleaseReply]]

@@ -4,6 +4,8 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from core.blocks import leak_report
 from core.load import Integrity, Load
@@ -22,69 +24,60 @@ _CALL_TASKS = frozenset({"_schedule_rpc_coro", "_handle_exceptions"})
 """gRPC's own, two per open call; calls are counted by what they are for."""
 
 
+@dataclass(slots=True, kw_only=True)
 class Books:
     """Reads everybody's counts; changes nothing."""
 
-    def __init__(
-        self,
-        *,
-        phases: Sequence[Phase],
-        blocks: InstanceBlocks,
-        door: Door,
-        steps: StepLoop,
-        lag: LagMonitor,
-        book: SourceBook,
-        fetcher: Fetcher,
-    ) -> None:
-        self._phases = phases
-        self._blocks = blocks
-        self._door = door
-        self._steps = steps
-        self._lag = lag
-        self._book = book
-        self._fetcher = fetcher
-        self._lifelong: frozenset[asyncio.Task[object]] = frozenset()
+    phases: Sequence[Phase]
+    blocks: InstanceBlocks
+    door: Door
+    steps: StepLoop
+    lag: LagMonitor
+    book: SourceBook
+    fetcher: Fetcher
+    lifelong: frozenset[asyncio.Task[Any]] = frozenset()
+    """Tasks that are no request's."""
 
     def count_from_here(self) -> None:
         """All tasks of this moment live as long as the process."""
-        self._lifelong = frozenset(asyncio.all_tasks())
+        self.lifelong = frozenset(asyncio.all_tasks())
 
     @property
     def is_idle(self) -> bool:
         """Nothing is under way, in either phase or between instances."""
-        return not self._steps.is_running and not any(
+        return not self.steps.is_running and not any(
             (
-                *(phase.load().num_known for phase in self._phases),
-                self._book.num_sources,
-                self._book.num_fetches,
-                self._fetcher.num_fetches,
+                *(phase.load().num_known for phase in self.phases),
+                self.book.num_sources,
+                self.book.num_fetches,
+                self.fetcher.num_fetches,
             )
         )
 
     def load(self) -> Load:
         """How busy the instance is."""
-        return load_of([phase.load() for phase in self._phases], self._blocks, self._door)
+        return load_of([phase.load() for phase in self.phases], self.blocks, self.door)
 
     def integrity(self) -> Integrity:
         """All books at this moment; takes the lag samples with it."""
-        loads = [phase.load() for phase in self._phases]
+        loads = [phase.load() for phase in self.phases]
         return Integrity(
-            blocks=self._blocks.allocator.counts(),
-            num_leases=self._book.num_leases,
+            blocks=self.blocks.allocator.counts(),
+            num_leases=self.book.num_leases,
             num_incoming=sum(load.num_incoming for load in loads),
             num_prefills=sum(load.num_prompts for load in loads),
             num_decodes=sum(load.num_answers for load in loads),
-            num_fetches=self._book.num_fetches + self._fetcher.num_fetches,
+            num_fetches=self.book.num_fetches + self.fetcher.num_fetches,
             num_tasks=self._num_tasks(),
             problem=self._problem(),
-            loop_lag_p99_s=self._lag.take_p99_s(),
-            num_steps=self._steps.num_steps,
+            loop_lag_p99_s=self.lag.take_p99_s(),
+            num_steps=self.steps.num_steps,
             cpu_s=time.process_time(),
             pid=os.getpid(),
         )
 
     def _num_tasks(self) -> int:
-        tasks = asyncio.all_tasks() - self._lifelong
+        tasks = asyncio.all_tasks() - self.lifelong
         return sum(
             task.get_name() != SUBSCRIPTION_TASK
             and getattr(task.get_coro(), "__name__", "") not in _CALL_TASKS
@@ -93,12 +86,12 @@ class Books:
 
     def _problem(self) -> str:
         try:
-            self._blocks.allocator.check()
+            self.blocks.allocator.check()
         except IntegrityError as error:
             return str(error)
         if not self.is_idle:
             return ""
-        return leak_report(self._blocks.allocator.counts(), self._blocks.num_blocks) or ""
+        return leak_report(self.blocks.allocator.counts(), self.blocks.num_blocks) or ""
 
 
 def load_of(loads: Sequence[PhaseLoad], blocks: InstanceBlocks, door: Door) -> Load:

@@ -16,11 +16,18 @@ class WorkerHost:
     """Drains once, on request or at the process's stop; what is left then is broken off."""
 
     def __init__(
-        self, books: Books, door: Door, stop: asyncio.Event, report: Report
+        self,
+        books: Books,
+        door: Door,
+        *,
+        work: asyncio.Event,
+        stop: asyncio.Event,
+        report: Report,
     ) -> None:
-        """`stop` ends the process; `report` tells health checks whether the instance serves."""
+        """`work` wakes the step loop, `stop` ends the process, `report` tells health checks."""
         self.books = books
         self._door = door
+        self._work = work
         self._stop = stop
         self._report = report
         self._turned = asyncio.Event()
@@ -61,3 +68,5 @@ class WorkerHost:
         if not self._door.is_draining:
             logger.info("draining")
         self._door.is_draining = True
+        # Its next turn tells the routers.
+        self._work.set()

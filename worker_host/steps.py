@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Protocol
 
 from core.clock import Clock
@@ -23,32 +24,26 @@ class StepRunner(Protocol):
     ) -> StepResult: ...
 
 
+@dataclass(slots=True, kw_only=True)
 class StepLoop:
     """Runs steps while there is work; sleeps on an event while there is none, never polls."""
 
-    def __init__(
-        self,
-        runner: StepRunner,
-        phases: Sequence[Phase],
-        *,
-        holds: StepHolds,
-        clock: Clock,
-        lag: LagMonitor,
-        work: asyncio.Event,
-        on_turn: Callable[[], None],
-    ) -> None:
-        """`work` is set when there may be something to schedule; `on_turn` is told of each look."""
-        self._runner = runner
-        self._phases = phases
-        self._holds = holds
-        self._clock = clock
-        self._lag = lag
-        self._work = work
-        self._on_turn = on_turn
-        self.num_steps = 0
-        """Returned since the start."""
-        self.running_since_s: float | None = None
-        """When the running step began; None between steps."""
+    runner: StepRunner
+    phases: Sequence[Phase]
+    """In order of precedence."""
+    executor: Executor
+    """One thread of its own: nothing may queue before a step."""
+    holds: StepHolds
+    clock: Clock
+    lag: LagMonitor
+    work: asyncio.Event
+    """Set when there may be something to schedule."""
+    on_turn: Callable[[], None]
+    """Called each time the loop has looked for work."""
+    num_steps: int = 0
+    """Returned since the start."""
+    running_since_s: float | None = None
+    """When the running step began; None between steps."""
 
     @property
     def is_running(self) -> bool:
@@ -57,58 +52,54 @@ class StepLoop:
 
     async def run(self) -> None:
         """Step until cancelled. An exception of a step ends the loop, and so the process."""
-        # Not the loop's default executor: nothing may queue before a step.
-        with ThreadPoolExecutor(1, thread_name_prefix="step") as executor:
-            while True:
-                # Cleared before asking: whatever comes meanwhile asks again.
-                self._work.clear()
-                works = self._schedule()
-                self._on_turn()
-                if any(work.entries for work in works):
-                    await self._step(works, executor)
-                else:
-                    await self._work.wait()
+        while True:
+            # Cleared before asking: whatever comes meanwhile asks again.
+            self.work.clear()
+            works = self._schedule()
+            self.on_turn()
+            if any(work.entries for work in works):
+                await self._step(works)
+            else:
+                await self.work.wait()
 
     def _schedule(self) -> list[PhaseWork]:
         works: list[PhaseWork] = []
         num_entries = 0
-        for phase in self._phases:
+        for phase in self.phases:
             work = phase.schedule(num_entries)
             num_entries += len(work.entries)
             works.append(work)
         return works
 
-    async def _step(self, works: Sequence[PhaseWork], executor: ThreadPoolExecutor) -> None:
+    async def _step(self, works: Sequence[PhaseWork]) -> None:
         batch = [entry for work in works for entry in work.entries]
         loop = asyncio.get_running_loop()
-        self._lag.step_begins()
-        self._holds.step_begins()
-        self.running_since_s = began_at_s = self._clock.now_s()
+        self.lag.step_begins()
+        self.holds.step_begins()
+        self.running_since_s = began_at_s = self.clock.now_s()
         try:
             result = await loop.run_in_executor(
-                executor, self._runner.step, batch, self._on_layer(works, loop)
+                self.executor, self.runner.step, batch, self._on_layer(works, loop)
             )
         except Exception:
             logger.critical("step failed, keys=%s", [entry.key for entry in batch])
             raise
         self.num_steps += 1
         self.running_since_s = None
-        self._lag.step_returned()
+        self.lag.step_returned()
         self._absorb(works, result, began_at_s)
         # After absorbing: what the step proves useless is freed with what was let go before.
-        self._holds.step_returned()
+        self.holds.step_returned()
 
     def _absorb(self, works: Sequence[PhaseWork], result: StepResult, began_at_s: float) -> None:
-        ended_at_s = self._clock.now_s()
+        ended_at_s = self.clock.now_s()
         start = 0
-        for phase, work in zip(self._phases, works, strict=True):
+        for phase, work in zip(self.phases, works, strict=True):
             token_ids = result.token_ids[start : start + len(work.entries)]
             start += len(work.entries)
             if work.entries:
                 phase.absorb(
-                    StepOutcome(
-                        token_ids=token_ids, began_at_s=began_at_s, ended_at_s=ended_at_s
-                    )
+                    StepOutcome(token_ids=token_ids, began_at_s=began_at_s, ended_at_s=ended_at_s)
                 )
 
     def _on_layer(
@@ -126,5 +117,5 @@ class StepLoop:
         return on_layer
 
     def _layer_written(self, layer: int) -> None:
-        for phase in self._phases:
+        for phase in self.phases:
             phase.layer_written(layer)

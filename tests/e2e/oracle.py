@@ -7,6 +7,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from tests.e2e.asking import Answer
+
+MAX_TIE_SHARE = 0.001
 TIE_MARGIN = 1e-4
 """Below this difference of the two best logits either token is right (law 1)."""
 
@@ -59,3 +62,14 @@ class Oracle:
         with torch.inference_mode():
             logits = self._model(torch.tensor([tokens])).logits[0, -1]
         return float(logits.max() - logits[other])
+
+
+def compare_all(oracle: Oracle, answers: Sequence[Answer]) -> str:
+    """Assert law 1 for all; returns the line to print."""
+    compared = [oracle.compare(a.question.prompt, a.token_ids) for a in answers]
+    problems = [c.problem for c in compared if c.problem]
+    assert not problems
+    num_tokens = sum(c.num_tokens for c in compared)
+    num_ties = sum(c.num_ties for c in compared)
+    assert num_ties <= MAX_TIE_SHARE * num_tokens
+    return f"{len(answers)} answers, {num_tokens} tokens equal to generate(), {num_ties} ties"

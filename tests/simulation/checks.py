@@ -61,9 +61,17 @@ class Checks:
         if state is SourceState.ENDED:
             raise RuleBroken(f"stream {stream_id}: sent after the lease has ended")
 
+    def accepted_prefill(self, source: Source) -> None:
+        """A Prefill call was taken up: nobody of an older attempt or a newer router reads it."""
+        self.reads(source)
+        if source.reader is not None and source.reader.fence.epoch > source.fence.epoch:
+            raise RuleBroken(f"{source.fence} computes though {source.reader.fence} was here")
+
     def reads(self, source: Source) -> None:
         """Nobody of an earlier attempt reads."""
-        if source.reader is not None and source.reader.fence < source.fence:
+        if source.reader is None or source.state is SourceState.AWAITED:
+            return
+        if source.reader.fence < source.fence:
             raise RuleBroken(f"{source.reader.fence} reads what {source.fence} computes")
 
     def committed(self, spec: Spec, sink: Sink, memory: Memory, salt: int) -> None:

@@ -30,6 +30,8 @@ class Job:
 
     spec: Spec | None
     sink: Sink
+    num_tokens: int = 0
+    """Prompt and forced tokens: what its prefill must announce."""
     source: PrefillNode | None = None
     stream_id: int = 0
     num_writing: int = 0
@@ -69,7 +71,9 @@ class DecodeNode(Node):
         self.fetching = Fetching(self)
         self.batch = Batch(self)
 
-    def on_decode(self, spec: Spec, fence: Fence, source: PrefillNode) -> bool | None:
+    def on_decode(
+        self, spec: Spec, fence: Fence, source: PrefillNode, num_forced: int
+    ) -> bool | None:
         """The router's call; idempotent by fence."""
         job = self.jobs.get(spec.handoff_id)
         if job is not None and fence <= job.sink.fence:
@@ -79,11 +83,14 @@ class DecodeNode(Node):
             self.end(job)
         self.world.checks.taken_up(str(self), spec.handoff_id, fence, self.world.now_s)
         job = self._open(spec, spec.handoff_id, fence)
+        job.num_tokens = spec.num_prompt_tokens + num_forced
         self.at(spec.deadline_s, self.end, job)
         self.fetching.open(job, source)
         return None
 
-    def on_retarget(self, spec: Spec, fence: Fence, source: PrefillNode) -> None:
+    def on_retarget(
+        self, spec: Spec, fence: Fence, source: PrefillNode, num_forced: int
+    ) -> None:
         """Another prefill will deliver."""
         job = self.jobs.get(spec.handoff_id)
         refused = self.router.on_retarget_refused
@@ -99,6 +106,7 @@ class DecodeNode(Node):
             return
         self.world.checks.taken_up(str(self), spec.handoff_id, fence, self.world.now_s)
         job.is_admitted = False
+        job.num_tokens = spec.num_prompt_tokens + num_forced
         self.fetching.close(job)
         self.fetching.open(job, source)
 

@@ -49,7 +49,7 @@ class Fetching:
         job.source, job.stream_id, job.progress_at_s = source, stream_id, node.world.now_s
         stream = self._streams[stream_id] = Stream(stream_id, sink.fence, job, source)
         node.network.send(
-            source, source.sending.on_open, stream_id, sink.handoff_id, sink.fence, node
+            source, source.sending.on_open, stream_id, job.spec, sink.fence, node
         )
         node.later(PROGRESS, self._check_progress, stream)
         node.later(LEASE // 3, self._renew, stream)
@@ -101,12 +101,14 @@ class Fetching:
             raise RuleBroken(f"{handle.__name__} of {stream.fence} changed {stream.job}")
         return happened
 
-    def _announce(self, stream: Stream, num_tokens: int) -> bool:
+    def _announce(self, stream: Stream, num_tokens: int) -> bool | None:
         # Announce carries no fence into the machine: a stream belongs to one attempt.
         if stream.fence != stream.job.sink.fence:
             return False
         node, job = self._node, stream.job
         job.progress_at_s = node.world.now_s
+        if num_tokens != job.num_tokens:
+            return self._lose(stream)  # of another attempt than the router meant
         if not job.sink.announce(num_tokens):
             return False
         node.later(node.world.ticks(0, 24), node.admit, job)
@@ -152,6 +154,7 @@ class Fetching:
         if not job.sink.is_whole:
             return
         if not job.sink.commit():
+            job.sink.lost_at_s = node.world.now_s
             self._lost(stream)
             return
         assert job.spec is not None

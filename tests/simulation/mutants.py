@@ -34,12 +34,12 @@ class WritesUnpinned(Sink):
 class CommitsAgain(Sink):
     """After a commit it still counts as receiving: a repeated last frame commits again."""
 
-    def commit(self, now_s: float = 0.0) -> bool:
+    def commit(self) -> bool:
         if self.num_commits:
             self.num_commits += 1
             return True
         before = self.state
-        is_right = super().commit(now_s)
+        is_right = super().commit()
         if is_right:
             self.state = before
         return is_right

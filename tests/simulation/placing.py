@@ -65,17 +65,22 @@ class Placing:
     ) -> None:
         spec, fence, world = request.spec, request.fence, self._world
         if prefill is not None:
-            request.prefill = PrefillSide(prefill, fence)
+            request.prefill = PrefillSide(prefill, fence, len(request.delivered))
             args = (spec, fence, len(request.delivered), request.is_last)
             self._network.send(prefill, prefill.on_prefill, *args)
         source = request.prefill
         assert source is not None
         if decode is not None:
             request.decode = DecodeSide(decode, fence)
-            self._network.send(decode, decode.on_decode, spec, fence, source.node)
-        elif request.decode is not None and not request.decode.is_lost:
+            # What was forced on the prefill, even if more is delivered by now.
+            args = (spec, fence, source.node, source.num_forced)
+            self._network.send(decode, decode.on_decode, *args)
+        elif request.is_last:
+            self._router.stop_decode(request)
+        elif request.decode is not None:
             node = request.decode.node
-            self._network.send(node, node.on_retarget, spec, fence, source.node)
+            args = (spec, fence, source.node, source.num_forced)
+            self._network.send(node, node.on_retarget, *args)
         is_slow = world.random() < 0.15
         delay = world.ticks(12, 80) if is_slow else world.ticks(1, 12)
         world.after(delay, self._placed, request, fence)

@@ -17,6 +17,7 @@ class PrefillSide:
 
     node: PrefillNode
     fence: Fence
+    num_forced: int
     is_lost: bool = False
 
 

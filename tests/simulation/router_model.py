@@ -162,7 +162,7 @@ class Router:
         if is_over:
             request.ended_at_s = self._world.now_s
             self._release_prefill(request)
-            self._stop_decode(request)
+            self.stop_decode(request)
         return True
 
     def lose_prefill(self, request: Request, event: Event) -> bool:
@@ -182,7 +182,7 @@ class Router:
             return False
         happened = self.happen(request, Event.DECODE_LOST)
         if before not in TERMINAL:
-            self._stop_decode(request)
+            self.stop_decode(request)
             side.is_lost = True
             if before is State.DECODING and request.prefill is not None:
                 request.prefill.is_lost = True
@@ -221,7 +221,8 @@ class Router:
             args = (request.spec.handoff_id, request.fence, False)
             self._network.send(side.node, side.node.on_release, *args)
 
-    def _stop_decode(self, request: Request) -> None:
+    def stop_decode(self, request: Request) -> None:
+        """Whatever it does for this request is not wanted."""
         side = request.decode
         if side is not None and not side.is_lost:
             args = (request.spec.handoff_id, request.fence)

@@ -120,9 +120,11 @@ class Result:
 
 
 @contextmanager
-def recorded() -> Iterator[None]:
-    """The machines under test walk tables that count."""
+def replaced(parts: Parts) -> Iterator[None]:
+    """The book builds the machines under test, and these walk tables that count."""
     with (
+        patch("kv_transfer.book.Source", parts.source),
+        patch("kv_transfer.book.Reader", parts.reader),
         patch("kv_transfer.source.SOURCE", coverage.SOURCE),
         patch("kv_transfer.sink.SINK", coverage.SINK),
     ):
@@ -133,7 +135,8 @@ def explain(seed: int, parts: Parts = REAL) -> str:
     """Run a seed again with a trace, and say what went wrong."""
     trace: list[str] = []
     try:
-        Simulation(seed, parts, trace).run()
+        with replaced(parts):
+            Simulation(seed, parts, trace).run()
     except RuleBroken as error:
         tail = "\n".join(trace[-NUM_TRACED:])
         return f"seed {seed}: {error}\nlast of {len(trace)} events (ticks):\n{tail}"
@@ -145,7 +148,7 @@ def run_seeds(seeds: range, parts: Parts = REAL) -> Result:
     result = Result()
     for table in (coverage.SOURCE, coverage.SINK, coverage.LIFECYCLE):
         table.visits.clear()
-    with recorded():
+    with replaced(parts):
         for seed in seeds:
             simulation = Simulation(seed, parts)
             try:
@@ -153,6 +156,9 @@ def run_seeds(seeds: range, parts: Parts = REAL) -> Result:
             except RuleBroken:
                 result.failed_seed, result.failure = seed, explain(seed, parts)
                 break
+            except Exception as error:
+                error.add_note(f"in seed {seed}")
+                raise
             num_events = simulation.world.num_events
             result.num_seeds += 1
             result.num_events += num_events

@@ -1,17 +1,22 @@
-"""The source's end of Fetch streams: gathers in threads and sends what credit allows."""
+"""The source's end of Fetch streams, as kv_transfer/send.py walks it, without its IO."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from core.errors import BatonError
-from core.ids import HandoffId
+from core.handoff import SourceState
 from core.request import Fence
-from kv_transfer.source import Read, Reader, Source, SourceState
-from tests.simulation.content import LAYOUT, digest, whole
+from kv_transfer.book import Reading
+from kv_transfer.source import Outcome, Read, Source
+from tests.simulation.content import LAYOUT, Spec, digest, whole
 
 if TYPE_CHECKING:
     from tests.simulation.decode_node import DecodeNode
     from tests.simulation.prefill_node import PrefillNode
+
+MAX_BYTES = 1024
+"""What a reader takes in one segment; the source's own limit is lower."""
 
 
 @dataclass(slots=True, eq=False)
@@ -19,11 +24,12 @@ class Stream:
     """One Fetch."""
 
     stream_id: int
+    spec: Spec
     peer: "DecodeNode"
-    reader: Reader
-    source: Source
-    salt: int = 0
+    context: AbstractContextManager[Reading]
+    reading: Reading
     num_reads: int = 0
+    is_announced: bool = False
     is_end_sent: bool = False
     is_closed: bool = False
 
@@ -37,49 +43,40 @@ class Sending:
     def __init__(self, node: "PrefillNode") -> None:
         self._node = node
         self._streams: dict[int, Stream] = {}
+        """Those that are open."""
+        self._opened: set[int] = set()
 
     def __str__(self) -> str:
         return f"{self._node}.sending"
 
     def on_open(
-        self, stream_id: int, handoff_id: HandoffId, fence: Fence, peer: "DecodeNode"
+        self, stream_id: int, spec: Spec, fence: Fence, peer: "DecodeNode"
     ) -> bool | None:
         """A decode instance wants this handoff's KV."""
         node = self._node
-        if stream_id in self._streams:
+        if stream_id in self._opened:
             return False
-        max_bytes = node.world.ticks(8, 80)
-        reader = node.world.parts.reader(fence, num_cached_tokens=0, max_segment_bytes=max_bytes)
-        known = node.book.find(handoff_id)
-        replaced = known.reader if known else None
+        self._opened.add(stream_id)
+        context = node.book.reading(
+            spec.handoff_id, fence, num_cached_tokens=0, max_segment_bytes=MAX_BYTES
+        )
         try:
-            source = node.book.fetch(handoff_id, reader)
+            reading = context.__enter__()
         except BatonError:
             node.network.send(peer, peer.fetching.on_lost, stream_id)
             return None
-        if source is known and replaced is not None:
-            self._close_readers(source)
-        node.world.checks.reads(source)
-        stream = self._streams[stream_id] = Stream(stream_id, peer, reader, source)
-        if source.state is SourceState.AWAITED:
-            node.watch(source)
-        if source.frontier:
-            self._announce(stream)
-        node.world.rogue.toward_source(node, source)
+        node.world.checks.reads(reading.source)
+        self._streams[stream_id] = Stream(stream_id, spec, peer, context, reading)
+        node.world.rogue.toward_source(node, reading.source)
         return None
-
-    def announce(self, source: Source) -> None:
-        """Its blocks are allocated."""
-        for stream in self.of(source):
-            self._announce(stream)
 
     def on_credit(self, stream_id: int, num_tokens: int) -> bool | None:
         """The sink has made room."""
         stream = self._streams.get(stream_id)
         if stream is None:
             return False
-        stream.source.credit(stream.reader, num_tokens)
-        self.pump(stream.source)
+        stream.reading.source.credit(stream.reading.reader, num_tokens)
+        stream.reading.changed.set()
         return None
 
     def on_refetch(self, stream_id: int, index: int) -> bool | None:
@@ -88,10 +85,10 @@ class Sending:
         if stream is None:
             return False
         try:
-            stream.source.refetch(stream.reader, index)
+            stream.reading.source.refetch(stream.reading.reader, index)
         except BatonError:
-            return False
-        self.pump(stream.source)
+            self._fail(stream)
+        stream.reading.changed.set()
         return None
 
     def on_lost(self, stream_id: int) -> bool | None:
@@ -99,91 +96,95 @@ class Sending:
         stream = self._streams.get(stream_id)
         if stream is None:
             return False
-        before = stream.source.state
-        stream.source.fetch_lost(stream.reader)
-        stream.is_closed = True
-        if before is SourceState.AWAITED and stream.source.state is SourceState.ENDED:
-            self._node.ended(stream.source, was_awaited=True)
+        self._close(stream)
         return None
 
     def refuse(self, stream_id: int) -> None:
         """A renewal came too late."""
         stream = self._streams.get(stream_id)
         if stream is not None:
-            self._tell_lost(stream)
+            self._fail(stream)
 
-    def close(self, source: Source) -> None:
-        """The source has ended: so do its streams."""
-        self._close_readers(source)
+    def wake(self) -> None:
+        """Streams whose source has changed look at it: most at once, some a little later."""
+        woken = [s for s in self._streams.values() if s.reading.changed.is_set()]
+        for stream in woken:
+            stream.reading.changed.clear()
+        world = self._node.world
+        for stream in woken:
+            if world.random() < 0.2:
+                self._node.later(world.ticks(1, 4), self._walk, stream)
+            else:
+                self._walk(stream)
 
-    def pump(self, source: Source) -> None:
-        """Start gathers for all that is computed and covered; at most two at a time."""
-        for stream in self.of(source):
-            if stream.reader is source.reader:
-                self._pump(stream, source)
+    def of(self, source: Source) -> list[Stream]:
+        """Those that read it, or did before another took over."""
+        return [s for s in self._streams.values() if s.reading.source is source]
 
     def open_streams(self) -> list[Stream]:
         """Those that can break."""
-        return [s for s in self._streams.values() if not s.is_closed]
+        return list(self._streams.values())
 
-    def _pump(self, stream: Stream, source: Source) -> None:
-        node = self._node
-        while stream.num_reads < 2 and source.state is not SourceState.ENDED:
-            segment = stream.reader.next_segment(LAYOUT, source.frontier)
+    def _walk(self, stream: Stream) -> bool | None:
+        if stream.is_closed:
+            return False
+        source = stream.reading.source
+        if source.state is SourceState.ENDED and source.outcome is Outcome.COMMITTED:
+            self._close(stream)
+        elif source.state is SourceState.ENDED or not stream.reading.is_current:
+            self._fail(stream)
+        elif source.frontier:
+            self._send(stream, source)
+        return None
+
+    def _send(self, stream: Stream, source: Source) -> None:
+        """Announce, gather what is computed and covered (two at a time), end."""
+        node, reader, peer = self._node, stream.reading.reader, stream.peer
+        if not stream.is_announced:
+            stream.is_announced = True
+            told = peer.fetching.on_announce
+            node.network.send(peer, told, stream.stream_id, source.num_tokens)
+        while stream.num_reads < 2:
+            segment = reader.next_segment(LAYOUT, source.frontier)
             if segment is None:
                 break
             read = source.begin_read(segment)
             stream.num_reads += 1
             node.blocks.touch(read.block_ids)
             node.later(node.world.ticks(1, 24), self._read_done, stream, read)
-        done = stream.reader.is_done(source.num_tokens) and not stream.num_reads
-        if done and source.state is SourceState.LEASED and not stream.is_end_sent:
+        is_whole = source.first_token is not None and reader.is_done(source.num_tokens)
+        if is_whole and not stream.num_reads and not stream.is_end_sent:
+            stream.is_end_sent = True
             self._send_end(stream, source)
 
     def _read_done(self, stream: Stream, read: Read) -> None:
-        node, piece = self._node, read.segment.range
+        node, piece, source = self._node, read.segment.range, stream.reading.source
         values = node.blocks.memory.gather(read.block_ids, piece)
         stream.num_reads -= 1
         node.blocks.untouch(read.block_ids)
-        is_intact = stream.source.end_read(read)
-        if is_intact and stream.reader is stream.source.reader:
-            node.world.checks.sent(stream.stream_id, piece.tokens.stop, stream.source.state)
+        if source.end_read(read) and not stream.is_closed:
+            node.world.checks.sent(stream.stream_id, piece.tokens.stop, source.state)
             is_damaged = node.world.random() < node.world.profile.damage
-            to, index = stream.peer.fetching, read.segment.index
-            node.network.send(
-                stream.peer, to.on_segment, stream.stream_id, index, piece, values, is_damaged
-            )
-        self.pump(stream.source)
+            told, index = stream.peer.fetching.on_segment, read.segment.index
+            args = (stream.stream_id, index, piece, values, is_damaged)
+            node.network.send(stream.peer, told, *args)
+        self._walk(stream)
 
     def _send_end(self, stream: Stream, source: Source) -> None:
-        token = source.first_token
-        if token is None:
-            raise AssertionError("leased without a first token")
-        stream.is_end_sent = True
+        assert source.first_token is not None
         piece = whole(source.num_tokens)
-        values = self._node.blocks.memory.gather(source.block_ids, piece)
-        total, to = digest(values, piece), stream.peer.fetching
-        self._node.network.send(
-            stream.peer, to.on_end, stream.stream_id, total, token.position, stream.salt
-        )
+        total = digest(self._node.blocks.memory.gather(source.block_ids, piece), piece)
+        position, salt = source.first_token.position, stream.spec.salt(source.fence)
+        told = stream.peer.fetching.on_end
+        self._node.network.send(stream.peer, told, stream.stream_id, total, position, salt)
 
-    def _announce(self, stream: Stream) -> None:
-        stream.salt = self._node.salt_of(stream.source)
-        to = stream.peer.fetching
-        self._node.network.send(
-            stream.peer, to.on_announce, stream.stream_id, stream.source.num_tokens
-        )
-
-    def of(self, source: Source) -> list[Stream]:
-        """Those on which it can still send."""
-        return [s for s in self._streams.values() if s.source is source and not s.is_closed]
-
-    def _close_readers(self, source: Source) -> None:
-        for stream in self.of(source):
-            stream.is_closed = True
-            self._tell_lost(stream)
-
-    def _tell_lost(self, stream: Stream) -> None:
+    def _fail(self, stream: Stream) -> None:
+        """End a stream with an error for its reader."""
         self._node.network.send(stream.peer, stream.peer.fetching.on_lost, stream.stream_id)
+        self._close(stream)
 
-
+    def _close(self, stream: Stream) -> None:
+        if not stream.is_closed:
+            stream.is_closed = True
+            del self._streams[stream.stream_id]
+            stream.context.__exit__(None, None, None)

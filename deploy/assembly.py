@@ -1,0 +1,225 @@
+"""An instance's objects and who is given whom; nothing here lives, loads or listens."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import grpc.aio
+
+from core.clock import MonotonicClock
+from core.config import Config
+from core.ids import Fingerprint
+from core.kv_layout import KvLayout
+from core.load import Load
+from core.member import Member
+from core.model_spec import ModelSpec
+from decode_worker.desk import DecodeDesk, DecodeParts
+from decode_worker.service import DecodeService
+from engine.block_allocator import BlockAllocator
+from kv_transfer.book import SourceBook
+from kv_transfer.fetch import Fetcher
+from kv_transfer.service import KvTransferService
+from kv_transfer.stores import KvStore
+from prefill_worker.phase import PrefillParts, PrefillPhase
+from prefill_worker.service import PrefillService
+from rpc.pb import cluster_pb2, cluster_pb2_grpc, kv_transfer_pb2, workers_pb2, workers_pb2_grpc
+from rpc.serve import Loop, Server
+from worker_host.blocks import InstanceBlocks
+from worker_host.books import Books, load_of
+from worker_host.cluster_service import ClusterService
+from worker_host.door import Door
+from worker_host.holds import StepHolds
+from worker_host.host import WorkerHost
+from worker_host.lag import LagMonitor
+from worker_host.role import budget_of
+from worker_host.steps import StepLoop, StepRunner
+from worker_host.watchdog import Watchdog
+
+SERVICE_NAMES = (
+    workers_pb2.DESCRIPTOR.services_by_name["PrefillWorker"].full_name,
+    workers_pb2.DESCRIPTOR.services_by_name["DecodeWorker"].full_name,
+    kv_transfer_pb2.DESCRIPTOR.services_by_name["KvTransfer"].full_name,
+    cluster_pb2.DESCRIPTOR.services_by_name["Cluster"].full_name,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """A loaded model, and what is known of it."""
+
+    model: ModelSpec
+    runner: StepRunner
+    store: KvStore
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What an instance is put together from."""
+
+    config: Config
+    compute: Compute
+    member: Member
+    step_thread: Executor
+    copies: Executor
+    dial: Callable[[str], grpc.aio.Channel]
+    stop: asyncio.Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """An instance ready to run."""
+
+    books: Books
+    host: WorkerHost
+    loops: Sequence[Loop]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Common:
+    """What both phases share."""
+
+    layout: KvLayout
+    blocks: InstanceBlocks
+    holds: StepHolds
+    door: Door
+    work: asyncio.Event
+    clock: MonotonicClock
+    book: SourceBook
+    fetcher: Fetcher
+
+
+def assemble(parts: Parts, server: Server) -> Assembled:
+    """Put an instance together and add its services to `server`."""
+    common = _common(parts)
+    prefill = PrefillPhase(_prefill_parts(parts, common))
+
+    def load() -> Load:
+        phases = (desk.phase.load(), prefill.load())
+        return load_of(phases, common.blocks, common.door)
+
+    desk = DecodeDesk(_decode_parts(parts, common, load))
+    lag = LagMonitor(common.clock)
+
+    def on_turn() -> None:
+        desk.routers.load_changed()
+        host.turned()
+
+    steps = StepLoop(
+        runner=parts.compute.runner,
+        # Decode first: running answers wait for every other token of a step.
+        phases=(desk.phase, prefill),
+        executor=parts.step_thread,
+        holds=common.holds,
+        clock=common.clock,
+        lag=lag,
+        work=common.work,
+        on_turn=on_turn,
+    )
+    books = Books(
+        phases=(desk.phase, prefill),
+        blocks=common.blocks,
+        door=common.door,
+        steps=steps,
+        lag=lag,
+        book=common.book,
+        fetcher=common.fetcher,
+    )
+    host = WorkerHost(books, common.door, work=common.work, stop=parts.stop, report=server.report)
+    watchdog = Watchdog(lambda: steps.running_since_s, server.report, common.clock)
+    _add_services(parts, common, server, prefill, desk)
+    cluster_pb2_grpc.add_ClusterServicer_to_server(
+        ClusterService(host, lambda: parts.member), server.grpc
+    )
+    return Assembled(
+        books=books,
+        host=host,
+        loops=(
+            steps.run,
+            desk.run,
+            common.book.reap,
+            common.fetcher.run_releases,
+            watchdog.run,
+            host.run,
+        ),
+    )
+
+
+def _common(parts: Parts) -> _Common:
+    engine, handoff = parts.config.engine, parts.config.handoff
+    compute, clock = parts.compute, MonotonicClock()
+    layout = KvLayout.of(compute.model, engine.block_size)
+    blocks = InstanceBlocks(BlockAllocator(engine.num_blocks, engine.block_size))
+    work = asyncio.Event()
+    blocks.on_freed(work.set)
+    return _Common(
+        layout=layout,
+        blocks=blocks,
+        holds=StepHolds(blocks),
+        door=Door(compute.fingerprint, engine.num_blocks, engine.block_size),
+        work=work,
+        clock=clock,
+        book=SourceBook(layout=layout, blocks=blocks, clock=clock, config=handoff),
+        fetcher=Fetcher(
+            store=compute.store,
+            clock=clock,
+            config=handoff,
+            copies=parts.copies,
+            dial=parts.dial,
+            fingerprint=compute.fingerprint,
+        ),
+    )
+
+
+def _prefill_parts(parts: Parts, common: _Common) -> PrefillParts:
+    worker = parts.config.worker
+    return PrefillParts(
+        blocks=common.blocks,
+        holds=common.holds,
+        layout=common.layout,
+        book=common.book,
+        door=common.door,
+        clock=common.clock,
+        work=common.work,
+        budget=budget_of(parts.member.role, worker),
+        max_queued=worker.max_queued,
+        handoff=parts.config.handoff,
+    )
+
+
+def _decode_parts(parts: Parts, common: _Common, load: Callable[[], Load]) -> DecodeParts:
+    return DecodeParts(
+        blocks=common.blocks,
+        holds=common.holds,
+        layout=common.layout,
+        vocab_size=parts.compute.model.vocab_size,
+        door=common.door,
+        clock=common.clock,
+        work=common.work,
+        fetches=common.fetcher,
+        load=load,
+        worker=parts.config.worker,
+        handoff=parts.config.handoff,
+    )
+
+
+def _add_services(
+    parts: Parts, common: _Common, server: Server, prefill: PrefillPhase, desk: DecodeDesk
+) -> None:
+    compute = parts.compute
+    workers_pb2_grpc.add_PrefillWorkerServicer_to_server(
+        PrefillService(prefill, compute.model, common.clock), server.grpc
+    )
+    workers_pb2_grpc.add_DecodeWorkerServicer_to_server(
+        DecodeService(desk, compute.model), server.grpc
+    )
+    KvTransferService(
+        book=common.book,
+        store=compute.store,
+        layout=common.layout,
+        clock=common.clock,
+        config=parts.config.handoff,
+        copies=parts.copies,
+        fingerprint=compute.fingerprint,
+    ).add_to(server.grpc)

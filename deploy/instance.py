@@ -1,0 +1,222 @@
+"""One instance as a process: its spec, its model, its server.
+
+python -m deploy.instance --spec-json JSON
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from core.config import Config, build
+from core.errors import ConfigError
+from core.ids import InstanceId
+from core.member import Member, Role
+from core.work import PROTOCOL_VERSION
+from deploy.assembly import SERVICE_NAMES, Compute, Parts, assemble
+from deploy.fingerprint import config_digest, fingerprint
+from registry.connect import connect
+from registry.heartbeat import keep_announced
+from rpc.dial import ChannelPool
+from rpc.options import Plane
+from rpc.serve import Life, Loop, Server, bind, serve
+from rpc.serve import build as build_server
+from text.tokenizer import Tokenizer
+
+NUM_COPY_THREADS = 2
+"""One gathers while the other scatters; a copy holds no lock while it moves bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceSpec:
+    """Everything one instance is told."""
+
+    instance_id: InstanceId
+    role: Role
+    model_dir: Path
+    config: Config = field(default_factory=Config)
+    registry_url: str | None = None
+    """None: it announces itself to nobody."""
+    cluster: str = "baton"
+    host: str = "127.0.0.1"
+    """What it listens on, and what others call."""
+    port: int = 0
+    """0 takes any free one."""
+    drain_s: float = 5.0
+    """How long work under way may take after the stop."""
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self) | {"model_dir": str(self.model_dir)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "InstanceSpec":
+        """What `to_json` wrote. Raises ConfigError."""
+        try:
+            table = json.loads(text)
+            table["model_dir"] = Path(table["model_dir"])
+            table["role"] = Role(table["role"])
+            problems: list[str] = []
+            config = build(Config, table.pop("config", {}), "config", problems)
+            if config is None:
+                raise ConfigError(tuple(problems))
+            return cls(**table, config=config)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError((f"instance: {type(error).__name__}: {error}",)) from error
+
+
+def load_compute(spec: InstanceSpec) -> Compute:
+    """Load the model and warm it up; takes seconds to minutes."""
+    # Here and not above: whoever only names an InstanceSpec needs no torch.
+    from engine.model import load_model
+    from engine.runner import Runner
+
+    engine = spec.config.engine
+    loaded = load_model(spec.model_dir, dtype=engine.dtype, device=engine.device)
+    runner = Runner(
+        loaded,
+        num_blocks=engine.num_blocks,
+        block_size=engine.block_size,
+        num_threads=engine.num_threads,
+    )
+    runner.warm_up()
+    digest = Tokenizer.load(spec.model_dir).digest
+    return Compute(
+        model=loaded.spec,
+        runner=runner,
+        store=runner.kv_cache,
+        fingerprint=fingerprint(loaded.spec, digest, config_digest(spec.model_dir)),
+    )
+
+
+async def run_instance(
+    spec: InstanceSpec,
+    *,
+    stop: asyncio.Event,
+    ready: Callable[[str], None],
+    load: Callable[[InstanceSpec], Compute] = load_compute,
+) -> None:
+    """Serve until `stop` is set or a Drain call has been obeyed; `ready(address)` once it serves.
+
+    Raises whatever ends a loop: a process that has lost one must not go on.
+    """
+    with (
+        # Model and steps in one thread: torch keeps a pool of helpers for each that computes.
+        ThreadPoolExecutor(1, thread_name_prefix="step") as step_thread,
+        ThreadPoolExecutor(NUM_COPY_THREADS, thread_name_prefix="copy") as copies,
+    ):
+        compute = await asyncio.get_running_loop().run_in_executor(step_thread, load, spec)
+        async with AsyncExitStack() as stack:
+            channels = ChannelPool()
+            stack.push_async_callback(channels.close)
+            server = await build_server(Plane.WORKER, SERVICE_NAMES)
+            address = f"{spec.host}:{bind(server, f'{spec.host}:{spec.port}')}"
+            parts = Parts(
+                config=spec.config,
+                compute=compute,
+                member=member_of(spec, compute, address),
+                step_thread=step_thread,
+                copies=copies,
+                dial=channels.get,
+                stop=stop,
+            )
+            await _serve(spec, parts, server, ready)
+
+
+def member_of(spec: InstanceSpec, compute: Compute, address: str) -> Member:
+    """What the others are told."""
+    engine, model = spec.config.engine, compute.model
+    return Member(
+        instance_id=spec.instance_id,
+        role=spec.role,
+        addresses=(address,),
+        fingerprint=compute.fingerprint,
+        model=model.name,
+        incarnation=secrets.token_hex(8),
+        host_id=socket.gethostname(),
+        protocol_version=PROTOCOL_VERSION,
+        block_size=engine.block_size,
+        # A longer answer would be refused at the door: its KV does not fit.
+        max_context_tokens=min(model.max_context_tokens, engine.num_blocks * engine.block_size),
+        num_blocks=engine.num_blocks,
+    )
+
+
+async def _serve(
+    spec: InstanceSpec, parts: Parts, server: Server, ready: Callable[[str], None]
+) -> None:
+    assembled = assemble(parts, server)
+    is_ready = asyncio.Event()
+
+    async def say_ready() -> None:
+        # Behind the other loops: all that live as long as the process have begun.
+        assembled.books.count_from_here()
+        is_ready.set()
+        ready(parts.member.leader_address)
+
+    life = Life(ready=is_ready, stop=parts.stop, drain=assembled.host.drain, drain_s=spec.drain_s)
+    loops: list[Loop] = [*assembled.loops, say_ready]
+    if spec.registry_url is None:
+        await serve(server, loops, life)
+        return
+    registry = connect(spec.registry_url, spec.cluster)
+    # Never set: it is a member until it has drained, and is withdrawn by the cancel.
+    left = asyncio.Event()
+    loops.insert(0, lambda: keep_announced(registry, lambda: parts.member, stop=left))
+    try:
+        await serve(server, loops, life)
+    finally:
+        await registry.close()
+
+
+def main() -> None:
+    """Serve until SIGTERM, SIGINT, a Drain call, or the end of standard input."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.instance")
+    parser.add_argument("--spec-json", required=True, help="an InstanceSpec")
+    parser.add_argument("--log-level", default="WARNING")
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=arguments.log_level, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr
+    )
+    asyncio.run(_main(InstanceSpec.from_json(arguments.spec_json)))
+
+
+async def _main(spec: InstanceSpec) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    _stop_with_parent(loop, stop)
+    await run_instance(spec, stop=stop, ready=_print_ready)
+
+
+def _stop_with_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Whoever started us holds the other end of our standard input."""
+
+    def look() -> None:
+        if not os.read(sys.stdin.fileno(), 4096):
+            loop.remove_reader(sys.stdin)
+            stop.set()
+
+    # Refused for a file or /dev/null: that is nobody's other end.
+    with suppress(PermissionError, ValueError):
+        loop.add_reader(sys.stdin, look)
+
+
+def _print_ready(address: str) -> None:
+    sys.stdout.write(json.dumps({"address": address}) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

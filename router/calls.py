@@ -1,0 +1,110 @@
+"""The calls of one choice to workers: messages built, errors typed."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+
+import grpc.aio
+
+from core.clock import Clock
+from core.errors import PeerLost
+from core.ids import Fingerprint, RouterId
+from core.request import Fence, Request
+from core.work import WorkRequest
+from router.actions import Retarget, StartDecode, StartPrefill
+from router.link import InstanceLink
+from rpc.convert import fence_to_pb, work_to_pb
+from rpc.pb import workers_pb2
+from rpc.status import error_from
+
+CALL_TIMEOUT_S = 2.0
+"""Decode and Retarget only note what they are told: an instance that needs longer is stuck, and
+another one is sooner."""
+MIN_TIMEOUT_S = 0.001
+"""A deadline that passes while a call is built must not become a refused 0."""
+
+
+class WorkerCalls:
+    """Knows one request and what every attempt of it has in common."""
+
+    def __init__(self, request: Request, router_id: RouterId, clock: Clock) -> None:
+        self._request = request
+        self._router_id = router_id
+        self._clock = clock
+
+    async def prefill(
+        self, link: InstanceLink, action: StartPrefill
+    ) -> AsyncGenerator[workers_pb2.PrefillEvent, None]:
+        """The events of one attempt; leaving the loop cancels it. Raises BatonError."""
+        work = self._work(link.member.fingerprint, action.attempt, action.output_token_ids)
+        request = workers_pb2.PrefillRequest(
+            work=work_to_pb(work), only_first_token=action.only_first_token
+        )
+        call = link.prefill_worker.Prefill(request, timeout=work.timeout_s)
+        try:
+            async for event in call:
+                yield event
+        except grpc.aio.AioRpcError as error:
+            raise error_from(error) from None
+        finally:
+            call.cancel()
+
+    async def decode(
+        self, link: InstanceLink, source: InstanceLink | None, action: StartDecode
+    ) -> None:
+        """Hand the request over. Raises BatonError."""
+        work = self._work(link.member.fingerprint, action.attempt, action.output_token_ids)
+        request = workers_pb2.DecodeRequest(work=work_to_pb(work), source=_source(source))
+        await self._call(link.decode_worker.Decode(request, timeout=CALL_TIMEOUT_S))
+
+    async def retarget(
+        self, link: InstanceLink, source: InstanceLink | None, action: Retarget
+    ) -> None:
+        """Move a waiting decode to another prefill. Raises BatonError."""
+        request = workers_pb2.RetargetRequest(
+            handoff_id=self._request.handoff_id,
+            fence=fence_to_pb(self.fence(action.attempt)),
+            source=_source(source),
+            output_token_ids=action.output_token_ids,
+        )
+        await self._call(link.decode_worker.Retarget(request, timeout=CALL_TIMEOUT_S))
+
+    def fence(self, attempt: int) -> Fence:
+        """Of one attempt."""
+        return Fence(self._request.epoch, attempt)
+
+    async def _call(self, call: "UnaryCall") -> None:
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            raise error_from(error) from None
+
+    def _work(
+        self, fingerprint: Fingerprint, attempt: int, output_token_ids: tuple[int, ...]
+    ) -> WorkRequest:
+        request = self._request
+        return WorkRequest(
+            handoff_id=request.handoff_id,
+            fence=self.fence(attempt),
+            router_id=self._router_id,
+            prompt_token_ids=request.prompt_token_ids,
+            output_token_ids=output_token_ids,
+            sampling=request.sampling,
+            stop=replace(request.stop, stop_strings=()),
+            child_index=request.child_index,
+            timeout_s=max(MIN_TIMEOUT_S, request.deadline_s - self._clock.now_s()),
+            fingerprint=fingerprint,
+        )
+
+
+UnaryCall = (
+    grpc.aio.UnaryUnaryCall[workers_pb2.DecodeRequest, workers_pb2.DecodeReply]
+    | grpc.aio.UnaryUnaryCall[workers_pb2.RetargetRequest, workers_pb2.RetargetReply]
+)
+
+
+def _source(link: InstanceLink | None) -> workers_pb2.KvSource:
+    if link is None:
+        raise PeerLost("the prefill instance left before its decode was called")
+    return workers_pb2.KvSource(
+        instance_id=link.member.instance_id, addresses=link.member.addresses
+    )

@@ -1,0 +1,125 @@
+"""What this router knows of the cluster, and its own drain."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from core.errors import FieldViolation, InvalidRequest
+from core.limits import MAX_TIMEOUT_S
+from router.admission import Admission
+from router.link import Health, InstanceLink
+from router.membership import Membership
+from rpc.codec import Reader, Undecodable, tolerant
+from rpc.convert_report import load_to_pb, role_to_pb
+from rpc.pb import cluster_pb2
+from rpc.status import status_boundary
+
+logger = logging.getLogger(__name__)
+
+SERVICE = cluster_pb2.DESCRIPTOR.services_by_name["Cluster"].full_name
+ASK_TIMEOUT_S = 1.0
+"""For one instance's books; who does not answer in time is shown without them."""
+MAX_ASKED_AT_ONCE = 32
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ClusterService:
+    """Answers of the router; the instances are asked for their own books."""
+
+    def __init__(
+        self, membership: Membership, admission: Admission, drain: Callable[[float], None]
+    ) -> None:
+        """`drain` begins the drain of this process, which may take so many seconds."""
+        self._membership = membership
+        self._admission = admission
+        self._drain = drain
+        self._slots = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
+
+    async def status(
+        self, request: cluster_pb2.StatusRequest | Undecodable, context: Context
+    ) -> cluster_pb2.StatusReply:
+        """Members, their load and their integrity."""
+        async with status_boundary(context):
+            _readable(request)
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._ask(link)) for link in self._membership.links]
+            return cluster_pb2.StatusReply(
+                instances=[task.result() for task in tasks],
+                num_requests=self._admission.num_running,
+                num_queued=self._admission.num_queued,
+            )
+        raise AssertionError("status_boundary ends the call")
+
+    async def drain(
+        self, request: cluster_pb2.DrainRequest | Undecodable, context: Context
+    ) -> cluster_pb2.DrainReply:
+        """Take no new requests and finish the old."""
+        async with status_boundary(context):
+            message = _readable(request)
+            assert isinstance(message, cluster_pb2.DrainRequest)
+            if not 0 <= message.timeout_s <= MAX_TIMEOUT_S:
+                reason = f"must be 0 to {MAX_TIMEOUT_S:g} seconds, got {message.timeout_s:g}"
+                raise InvalidRequest((FieldViolation("timeout_s", reason),))
+            logger.info("drain asked for timeout_s=%g", message.timeout_s)
+            self._drain(message.timeout_s)
+        return cluster_pb2.DrainReply()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve here."""
+        methods: dict[str, Any] = {
+            "Status": grpc.unary_unary_rpc_method_handler(
+                self.status,  # type: ignore[arg-type]  # grpc's stub knows only its sync twin
+                request_deserializer=tolerant(Reader(cluster_pb2.StatusRequest)),
+                response_serializer=cluster_pb2.StatusReply.SerializeToString,
+            ),
+            "Drain": grpc.unary_unary_rpc_method_handler(
+                self.drain,  # type: ignore[arg-type]  # as above
+                request_deserializer=tolerant(Reader(cluster_pb2.DrainRequest)),
+                response_serializer=cluster_pb2.DrainReply.SerializeToString,
+            ),
+        }
+        handler = grpc.method_handlers_generic_handler(SERVICE, methods)
+        server.add_generic_rpc_handlers((handler,))
+
+    async def _ask(self, link: InstanceLink) -> cluster_pb2.InstanceStatus:
+        status = _known(link)
+        if link.health is not Health.UP:
+            return status
+        try:
+            async with self._slots:
+                reply = await link.cluster.Status(
+                    cluster_pb2.StatusRequest(), timeout=ASK_TIMEOUT_S
+                )
+        except grpc.aio.AioRpcError as error:
+            logger.debug("no books of %s: %s", link.member.instance_id, error.code())
+            return status
+        for own in reply.instances:
+            if own.instance_id == link.member.instance_id and own.HasField("integrity"):
+                status.integrity.CopyFrom(own.integrity)
+        return status
+
+
+def _known(link: InstanceLink) -> cluster_pb2.InstanceStatus:
+    member = link.member
+    return cluster_pb2.InstanceStatus(
+        instance_id=member.instance_id,
+        role=role_to_pb(member.role),
+        addresses=member.addresses,
+        fingerprint=member.fingerprint,
+        model=member.model,
+        load=load_to_pb(link.load),
+        connected=link.health is Health.UP,
+    )
+
+
+def _readable(
+    message: cluster_pb2.StatusRequest | cluster_pb2.DrainRequest | Undecodable,
+) -> cluster_pb2.StatusRequest | cluster_pb2.DrainRequest:
+    if isinstance(message, Undecodable):
+        raise message.error
+    return message

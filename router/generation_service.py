@@ -1,0 +1,51 @@
+"""The gRPC front door: Generation/Generate."""
+
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from router.events import Event
+from router.orchestrator import Orchestrator
+from router.wire import draft_from_pb, event_to_pb
+from rpc.codec import Reader, Undecodable, tolerant
+from rpc.pb import generation_pb2
+from rpc.status import status_boundary
+
+SERVICE = generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name
+
+Context = grpc.aio.ServicerContext[
+    "generation_pb2.GenerateRequest | Undecodable", generation_pb2.GenerateResponse
+]
+
+
+class GenerationService:
+    """Translates; everything else is the orchestrator's."""
+
+    def __init__(self, orchestrator: Orchestrator) -> None:
+        self._orchestrator = orchestrator
+
+    async def generate(
+        self, message: generation_pb2.GenerateRequest | Undecodable, context: Context
+    ) -> None:
+        """Stream one request's answer. A client that leaves cancels this very call."""
+        async with status_boundary(context):
+            if isinstance(message, Undecodable):
+                raise message.error
+
+            async def write(event: Event) -> None:
+                await context.write(event_to_pb(event))
+
+            await self._orchestrator.serve(
+                draft_from_pb(message), write, timeout_s=context.time_remaining()
+            )
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve here; messages that cannot be read get INVALID_ARGUMENT, not gRPC's INTERNAL."""
+        method: Any = grpc.unary_stream_rpc_method_handler(
+            self.generate,  # type: ignore[arg-type]  # grpc's stub knows only its sync twin
+            request_deserializer=tolerant(Reader(generation_pb2.GenerateRequest)),
+            response_serializer=generation_pb2.GenerateResponse.SerializeToString,
+        )
+        handler = grpc.method_handlers_generic_handler(SERVICE, {"Generate": method})
+        server.add_generic_rpc_handlers((handler,))

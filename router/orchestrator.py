@@ -1,0 +1,188 @@
+"""From a client's draft to its answer: validate, admit, run the choices, write events."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from core.clock import Clock
+from core.config import RouterConfig
+from core.errors import DeadlinePassed, DuplicateRequest, StaleFence
+from core.ids import RequestId
+from core.request import Request
+from core.validation import (
+    Arrival,
+    Chat,
+    ModelLimits,
+    RequestDraft,
+    build_request,
+    check_draft,
+)
+from router.admission import Admission
+from router.answer import Answer
+from router.choice import Choice, Surroundings
+from router.events import Accepted, Event, Finished
+from router.output import ClientBuffer
+from text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+LONG_PROMPT_CHARS = 8192
+"""From here on tokenizing leaves the event loop: it takes about 1 ms for so many characters."""
+
+Write = Callable[[Event], Awaitable[None]]
+"""Gives one event to the client; waits while its connection is full."""
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """What the orchestrator knows of one request."""
+
+    epoch: int
+    choices: Sequence[Choice] = ()
+
+
+class Orchestrator:
+    """All requests of one router; every front door calls `serve`."""
+
+    def __init__(self, around: Surroundings, tokenizer: Tokenizer, config: RouterConfig) -> None:
+        self.admission = Admission(max_running=config.max_running, max_queued=config.max_queued)
+        self._around = around
+        self._tokenizer = tokenizer
+        self._config = config
+        self._running: dict[RequestId, _Running] = {}
+
+    @property
+    def clock(self) -> Clock:
+        """The one that deadlines are on."""
+        return self._around.clock
+
+    async def serve(self, draft: RequestDraft, write: Write, *, timeout_s: float | None) -> None:
+        """Write the whole answer; `timeout_s` is the transport's own limit.
+
+        Raises the typed error that ended it. A cancel of the caller ends it everywhere.
+        """
+        now_s = self.clock.now_s()
+        self.admission.check()
+        model = self._around.membership.find_model(draft.model)
+        limits = self._around.membership.limits(
+            model, self._tokenizer.vocab_size, self._tokenizer.eos_token_ids
+        )
+        check_draft(draft, limits)
+        arrival = Arrival(
+            request_id=RequestId(draft.request_id or secrets.token_hex(16)),
+            model=model,
+            seed=secrets.randbits(64) if draft.seed is None else draft.seed,
+            arrived_at_s=now_s,
+            deadline_s=now_s + self._allowed_s(draft, timeout_s),
+        )
+        request = await self._build(draft, limits, arrival)
+        left_s = request.deadline_s - self.clock.now_s()
+        async with self._registered(request) as running, self.admission.admit(left_s):
+            await self._run(request, draft.num_choices, running, write)
+
+    async def drain(self) -> None:
+        """Refuse new requests; return when the old have ended."""
+        self.admission.drain()
+        await self.admission.idle.wait()
+
+    def _allowed_s(self, draft: RequestDraft, timeout_s: float | None) -> float:
+        own_s = self._config.default_timeout_s if draft.timeout_s is None else draft.timeout_s
+        allowed_s = own_s if timeout_s is None else min(own_s, timeout_s)
+        if allowed_s <= 0:
+            raise DeadlinePassed("the deadline had passed on arrival")
+        return allowed_s
+
+    async def _build(self, draft: RequestDraft, limits: ModelLimits, arrival: Arrival) -> Request:
+        prompt = draft.prompt
+        if isinstance(prompt, tuple):
+            return build_request(draft, prompt, limits, arrival)
+        if _num_chars(draft) < LONG_PROMPT_CHARS:
+            ids = self._tokenize(draft)
+        else:
+            ids = await asyncio.to_thread(self._tokenize, draft)
+        return build_request(draft, ids, limits, arrival)
+
+    def _tokenize(self, draft: RequestDraft) -> tuple[int, ...]:
+        prompt = draft.prompt
+        if isinstance(prompt, Chat):
+            messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+            return tuple(self._tokenizer.encode_chat(messages))
+        assert isinstance(prompt, str), "checked: a prompt is text, tokens or a chat"
+        return tuple(self._tokenizer.encode(prompt))
+
+    @asynccontextmanager
+    async def _registered(self, request: Request) -> AsyncIterator[_Running]:
+        """Hold the request id; a resume with a higher epoch takes it from whoever has it."""
+        key, running = request.request_id, _Running(request.epoch)
+        if (other := self._running.get(key)) is not None:
+            if other.epoch >= request.epoch:
+                raise DuplicateRequest(f"request id in use, epoch {other.epoch}")
+            for choice in other.choices:
+                choice.give_up(StaleFence(f"resumed elsewhere with epoch {request.epoch}"))
+        self._running[key] = running
+        try:
+            yield running
+        finally:
+            if self._running.get(key) is running:
+                del self._running[key]
+
+    async def _run(
+        self, request: Request, num_choices: int, running: _Running, write: Write
+    ) -> None:
+        config = self._config
+        buffer = ClientBuffer(
+            max_bytes=config.max_client_buffer_bytes,
+            stall_s=config.client_stall_s,
+            clock=self.clock,
+        )
+        running.choices = [
+            self._choice(replace(request, child_index=index), buffer)
+            for index in range(num_choices)
+        ]
+        logger.info(
+            "admitted request_id=%s num_prompt_tokens=%d num_choices=%d epoch=%d",
+            request.request_id,
+            request.num_prompt_tokens,
+            num_choices,
+            request.epoch,
+        )
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(choice.run()) for choice in running.choices]
+            # Beside, not in place of, this wait: a client that does not read must not hold it up.
+            tasks.append(group.create_task(self._write(request, num_choices, buffer, write)))
+            await buffer.over.wait()
+            for task in tasks:
+                task.cancel()
+        if buffer.error is not None:
+            raise buffer.error
+
+    def _choice(self, request: Request, buffer: ClientBuffer) -> Choice:
+        answer = Answer(request, self._tokenizer, buffer, self.clock)
+        return Choice(request, self._around, answer)
+
+    async def _write(
+        self, request: Request, num_choices: int, buffer: ClientBuffer, write: Write
+    ) -> None:
+        """Until every choice has finished or the request has failed."""
+        await write(_accepted(request))
+        num_finished = 0
+        while num_finished < num_choices:
+            for event in await buffer.take():
+                await write(event)
+                num_finished += isinstance(event, Finished)
+        buffer.over.set()
+
+
+def _accepted(request: Request) -> Accepted:
+    return Accepted(
+        request.request_id, request.model, request.sampling.seed, request.num_prompt_tokens
+    )
+
+
+def _num_chars(draft: RequestDraft) -> int:
+    if isinstance(draft.prompt, Chat):
+        return sum(len(message.content) for message in draft.prompt.messages)
+    return len(draft.prompt or "")

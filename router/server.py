@@ -1,0 +1,143 @@
+"""A router process: its parts put together, served, announced and drained.
+
+python -m router.server SPEC_JSON: prints {"address": ...} when it serves; ends with its stdin or
+at SIGTERM.
+"""
+
+import asyncio
+import json
+import logging
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from core.clock import Clock, MonotonicClock
+from core.ids import Fingerprint, InstanceId
+from core.member import Member, Role
+from registry.api import Registry
+from registry.connect import connect
+from registry.heartbeat import keep_announced
+from router import cluster_service, generation_service
+from router.choice import Surroundings
+from router.cluster_service import ClusterService
+from router.generation_service import GenerationService
+from router.membership import Membership
+from router.orchestrator import Orchestrator
+from router.placer import Placer
+from router.protocol import PROTOCOL_VERSION
+from router.spec import RouterSpec
+from rpc.options import Plane
+from rpc.serve import Life, bind, build, serve
+from text.tokenizer import Tokenizer
+
+__all__ = ["RouterSpec", "main", "run_router"]
+
+logger = logging.getLogger(__name__)
+
+Ready = Callable[[str], None]
+"""Told host:port once calls are answered."""
+
+
+async def run_router(
+    spec: RouterSpec,
+    *,
+    stop: asyncio.Event,
+    ready: Ready,
+    registry: Registry | None = None,
+    clock: Clock | None = None,
+) -> None:
+    """Serve until `stop` is set; then drain and end."""
+    clock = clock or MonotonicClock()
+    tokenizer = await asyncio.to_thread(Tokenizer.load, spec.model_dir)
+    owned = connect(spec.registry_url, spec.cluster, clock=clock) if registry is None else registry
+    try:
+        await _Router(spec, tokenizer, owned, clock).run(stop, ready)
+    finally:
+        if registry is None:
+            await owned.close()
+
+
+class _Router:
+    """The parts of one router."""
+
+    def __init__(
+        self, spec: RouterSpec, tokenizer: Tokenizer, registry: Registry, clock: Clock
+    ) -> None:
+        self._spec = spec
+        self._registry = registry
+        config = spec.config
+        self._membership = Membership(registry, spec.router_id, silence_s=config.silence_s)
+        around = Surroundings(
+            router_id=spec.router_id,
+            membership=self._membership,
+            placer=Placer(self._membership, config.policy, seed=secrets.randbits(32)),
+            clock=clock,
+            max_attempts=config.max_attempts,
+        )
+        self._orchestrator = Orchestrator(around, tokenizer, config)
+
+    async def run(self, stop: asyncio.Event, ready: Ready) -> None:
+        """Serve until `stop`, or until a Drain call has been carried out."""
+        names = (generation_service.SERVICE, cluster_service.SERVICE)
+        server = await build(Plane.CLIENT, names)
+        GenerationService(self._orchestrator).add_to(server.grpc)
+        admission = self._orchestrator.admission
+        ClusterService(self._membership, admission, drain=lambda _: stop.set()).add_to(server.grpc)
+        address = f"{self._spec.host}:{bind(server, f'{self._spec.host}:{self._spec.port}')}"
+        member = _member(self._spec, address)
+        serving = asyncio.Event()
+
+        async def announce() -> None:
+            serving.set()
+            ready(address)
+            await keep_announced(self._registry, lambda: member, stop=stop)
+
+        life = Life(
+            ready=serving, stop=stop, drain=self._orchestrator.drain, drain_s=self._spec.drain_s
+        )
+        await serve(server, (self._membership.run, announce), life)
+
+
+def _member(spec: RouterSpec, address: str) -> Member:
+    return Member(
+        instance_id=InstanceId(spec.router_id),
+        role=Role.ROUTER,
+        addresses=(address,),
+        fingerprint=Fingerprint(""),
+        model="",
+        incarnation=secrets.token_hex(8),
+        host_id=socket.gethostname(),
+        protocol_version=PROTOCOL_VERSION,
+        block_size=0,
+        max_context_tokens=0,
+        num_blocks=0,
+    )
+
+
+async def main(spec: RouterSpec) -> None:
+    """As a process of its own."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_reader(sys.stdin, _stop_at_end_of_input, stop)
+    await run_router(spec, stop=stop, ready=_say_address)
+
+
+def _stop_at_end_of_input(stop: asyncio.Event) -> None:
+    # Whoever started this process holds the other end: it closes with them, however they end.
+    if not sys.stdin.buffer.read1(4096):
+        asyncio.get_running_loop().remove_reader(sys.stdin)
+        stop.set()
+
+
+def _say_address(address: str) -> None:
+    sys.stdout.write(json.dumps({"address": address}) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    asyncio.run(main(RouterSpec.from_json(sys.argv[1])))

@@ -1,0 +1,65 @@
+"""The integrity check that runs on every instance after every test."""
+
+import asyncio
+
+from core.blocks import IDLE_STATES
+from deploy.cluster import Cluster
+from rpc.dial import dial
+from rpc.pb import cluster_pb2, cluster_pb2_grpc
+
+SETTLE_S = 15.0
+"""Ends of streams, releases and lost leases (10 s) are still under way when a test ends."""
+LOOK_EVERY_S = 0.05
+IDLE_STATE_NAMES = {str(state) for state in IDLE_STATES}
+
+
+async def books_of(address: str) -> cluster_pb2.InstanceStatus:
+    """One instance's own status."""
+    async with dial(address) as channel:
+        stub = cluster_pb2_grpc.ClusterStub(channel)
+        reply = await stub.Status(cluster_pb2.StatusRequest(), timeout=10.0)
+    return reply.instances[0]
+
+
+async def check_books(cluster: Cluster) -> None:
+    """Wait until every instance is idle; then nothing may be held, waiting or wrong."""
+    for name in cluster.actors:
+        if not name.startswith("router"):
+            problem = await _settle(await cluster.address(name))
+            assert problem is None, f"{name}: {problem}"
+
+
+async def _settle(address: str) -> str | None:
+    """None once the instance is idle and its books are right; else what was last wrong."""
+    problem: str | None = "never asked"
+    try:
+        async with asyncio.timeout(SETTLE_S):
+            while (problem := what_is_held(await books_of(address))) is not None:
+                await asyncio.sleep(LOOK_EVERY_S)
+    except TimeoutError:
+        return problem
+    return None
+
+
+def what_is_held(status: cluster_pb2.InstanceStatus) -> str | None:
+    """What keeps these books from being those of an idle instance without a leak."""
+    books = status.integrity
+    busy = {name: n for name, n in books.blocks.items() if n and name not in IDLE_STATE_NAMES}
+    counts = {
+        field: getattr(books, field)
+        for field in (
+            "num_leases",
+            "num_incoming",
+            "num_prefills",
+            "num_decodes",
+            "num_fetches",
+            "num_tasks",
+        )
+    }
+    held = busy | {field: n for field, n in counts.items() if n}
+    if books.problem or held:
+        return f"{books.problem} {held}"
+    total = sum(books.blocks.values())
+    return (
+        None if total == status.load.num_blocks else f"{total} of {status.load.num_blocks} blocks"
+    )

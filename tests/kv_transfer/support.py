@@ -1,0 +1,247 @@
+"""Instances in one process, over real gRPC on loopback: a numpy store instead of an engine."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc.aio
+import numpy as np
+
+from core.blocks import BlockState, leak_report
+from core.clock import Clock, MonotonicClock
+from core.config import HandoffConfig
+from core.ids import Fingerprint, HandoffId
+from core.kv_layout import KvLayout
+from core.model_spec import DTYPE_BYTES
+from core.request import Fence
+from engine.block_allocator import BlockAllocator
+from kv_transfer.book import SourceBook
+from kv_transfer.fetch import Fetcher
+from kv_transfer.service import Context, KvTransferService, Requests
+from kv_transfer.sink import Sink
+from kv_transfer.source import FirstToken, Source
+from rpc.dial import ChannelPool
+from rpc.options import Plane
+from rpc.serve import bind, build
+
+NUM_BLOCKS = 64
+ID = HandoffId("r/0")
+FIRST = Fence(0, 1)
+FINGERPRINT = Fingerprint("f")
+SMALL = KvLayout(num_layers=4, num_kv_heads=2, head_dim=8, dtype="float32", block_size=16)
+QUICK = HandoffConfig(target_segment_bytes=4096, max_segment_bytes=8192)
+"""Many small segments."""
+
+Tamper = Callable[[bytes], bytes | None]
+
+
+class NumpyStore:
+    """KV as bytes [layer][K, V][slot][head][element]."""
+
+    def __init__(self, layout: KvLayout, num_blocks: int = NUM_BLOCKS) -> None:
+        self.layout = layout
+        row = layout.num_kv_heads * layout.head_dim * DTYPE_BYTES[layout.dtype]
+        shape = (layout.num_layers, 2, num_blocks * layout.block_size, row)
+        self.data = np.zeros(shape, dtype=np.uint8)
+        self.gate = threading.Event()
+        """Copies wait for it."""
+        self.gate.set()
+        self.copying = threading.Event()
+        """A copy has begun."""
+
+    def gather(self, layers: range, block_ids: Sequence[int], tokens: range) -> memoryview:
+        self._enter()
+        slots = self._slots(block_ids, tokens)
+        picked = self.data[layers.start : layers.stop][:, :, slots]
+        return memoryview(np.ascontiguousarray(picked).reshape(-1))
+
+    def scatter(
+        self, layers: range, block_ids: Sequence[int], tokens: range, payload: memoryview
+    ) -> None:
+        self._enter()
+        slots = self._slots(block_ids, tokens)
+        shape = (len(layers), 2, len(tokens), self.data.shape[-1])
+        given = np.frombuffer(payload, dtype=np.uint8).reshape(shape)
+        self.data[layers.start : layers.stop, :, slots] = given
+
+    def _enter(self) -> None:
+        self.copying.set()
+        assert self.gate.wait(10), "the test never opened the gate"
+
+    def _slots(self, block_ids: Sequence[int], tokens: range) -> np.ndarray[Any, Any]:
+        size = self.layout.block_size
+        at = np.arange(tokens.start, tokens.stop)
+        return np.asarray(block_ids)[at // size] * size + at % size
+
+
+class _TamperingContext:
+    """A context whose frames pass through `tamper` on their way out."""
+
+    def __init__(self, context: Context, tamper: Tamper) -> None:
+        self._context = context
+        self._tamper = tamper
+
+    async def write(self, frame: bytes) -> None:
+        changed = self._tamper(frame)
+        if changed is not None:
+            await self._context.write(changed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TamperingService(KvTransferService):
+    """A peer whose frames are changed, dropped (None) or looked at."""
+
+    tamper: Tamper = field(repr=False)
+
+    async def fetch(self, requests: Requests, context: Context) -> None:
+        context: Any = _TamperingContext(context, self.tamper)
+        await KvTransferService.fetch(self, requests, context)
+
+
+@dataclass(kw_only=True)
+class Instance:
+    """Both ends of handoffs over one store."""
+
+    layout: KvLayout
+    store: NumpyStore
+    blocks: BlockAllocator
+    book: SourceBook
+    fetcher: Fetcher
+    server: grpc.aio.Server
+    address: str
+    ended: list[Source] = field(default_factory=list)
+
+    def accept(self, fence: Fence = FIRST, handoff_id: HandoffId = ID) -> Source:
+        return self.book.accept(handoff_id, fence, on_ended=self.ended.append)
+
+    def start(self, source: Source, num_tokens: int, num_chunk_tokens: int = 1 << 20) -> None:
+        needed = self.layout.num_blocks(num_tokens)
+        ids = self.blocks.allocate(needed, BlockState.OWNED)
+        assert self.book.started(source, ids, num_tokens, num_chunk_tokens)
+
+    def fill(self, source: Source, seed: int = 0) -> bytes:
+        """Write random KV of the whole prompt; progress is the caller's to tell."""
+        kv = self.random_kv(source.num_tokens, seed)
+        layers, tokens = range(self.layout.num_layers), range(source.num_tokens)
+        self.store.scatter(layers, source.block_ids, tokens, memoryview(kv))
+        return kv
+
+    def random_kv(self, num_tokens: int, seed: int = 0) -> bytes:
+        return np.random.default_rng(seed).bytes(num_tokens * self.layout.bytes_per_token)
+
+    def finish(self, source: Source) -> bool:
+        token = FirstToken(token_id=7, position=0, finish_reason=None, sampled_at_s=0.0)
+        return self.book.finished(source, token)
+
+    def prefill(self, num_tokens: int, fence: Fence = FIRST, handoff_id: HandoffId = ID) -> bytes:
+        """A whole prefill at once."""
+        source = self.accept(fence, handoff_id)
+        self.start(source, num_tokens)
+        kv = self.fill(source, seed=hash(handoff_id) & 0xFFFF)
+        assert self.finish(source)
+        return kv
+
+    def sink(self, fence: Fence = FIRST, handoff_id: HandoffId = ID) -> Sink:
+        return Sink(handoff_id=handoff_id, layout=self.layout, blocks=self.blocks, fence=fence)
+
+    async def reserve(self, sink: Sink) -> None:
+        """All the room that is missing."""
+        sink.reserve(self.blocks.allocate(sink.num_missing_blocks, BlockState.INCOMING))
+
+    def take(self, sink: Sink) -> bytes:
+        """The bytes of a committed sink, whose blocks are given back."""
+        ids = sink.hand_over()
+        layers, tokens = range(self.layout.num_layers), range(sink.num_tokens)
+        kv = bytes(self.store.gather(layers, ids, tokens))
+        self.blocks.release(ids)
+        return kv
+
+    def assert_no_leak(self) -> None:
+        self.blocks.check()
+        assert leak_report(self.blocks.counts(), NUM_BLOCKS) is None
+        assert self.book.num_sources == self.book.num_fetches == self.fetcher.num_fetches == 0
+
+
+@asynccontextmanager
+async def instance(
+    layout: KvLayout = SMALL,
+    *,
+    config: HandoffConfig = QUICK,
+    clock: Clock | None = None,
+    tamper: Tamper | None = None,
+) -> AsyncIterator[Instance]:
+    """A running instance; at the end nothing may be left of it."""
+    clock = clock or MonotonicClock()
+    store, blocks = NumpyStore(layout), BlockAllocator(NUM_BLOCKS, layout.block_size)
+    book = SourceBook(layout=layout, blocks=blocks, clock=clock, config=config)
+    copies = ThreadPoolExecutor(2)
+    service = TamperingService(
+        book=book,
+        store=store,
+        layout=layout,
+        clock=clock,
+        config=config,
+        copies=copies,
+        fingerprint=FINGERPRINT,
+        tamper=tamper or (lambda frame: frame),
+    )
+    server = await build(Plane.WORKER, ())
+    service.add_to(server.grpc)
+    port = bind(server, "127.0.0.1:0")
+    await server.grpc.start()
+    pool = ChannelPool()
+    fetcher = Fetcher(
+        store=store,
+        clock=clock,
+        config=config,
+        copies=copies,
+        dial=pool.get,
+        fingerprint=FINGERPRINT,
+    )
+    loops = [asyncio.ensure_future(loop()) for loop in (book.reap, fetcher.run_releases)]
+    try:
+        yield Instance(
+            layout=layout,
+            store=store,
+            blocks=blocks,
+            book=book,
+            fetcher=fetcher,
+            server=server.grpc,
+            address=f"127.0.0.1:{port}",
+        )
+    finally:
+        store.gate.set()
+        for loop in loops:
+            loop.cancel()
+        await asyncio.wait(loops)
+        await pool.close()
+        await server.grpc.stop(grace=None)
+        copies.shutdown()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop turn until `condition` holds."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def fetched(
+    decode: Instance,
+    prefill: Instance,
+    sink: Sink,
+    num_tokens: int,
+    reserve: Callable[[Sink], Awaitable[None]] | None = None,
+) -> Any:
+    """One run of decode's fetcher, bounded."""
+    async with asyncio.timeout(20):
+        return await decode.fetcher.run(
+            sink, prefill.address, num_tokens=num_tokens, reserve=reserve or decode.reserve
+        )
