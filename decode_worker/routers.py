@@ -148,9 +148,11 @@ class Routers:
         ]
 
     def close(self) -> None:
-        """Stop all timers."""
+        """End all subscriptions, once their readers look; no timer is left."""
         for mailbox in self._mailboxes.values():
             self._stop_grace(mailbox)
+            mailbox.reader = None
+            mailbox.outbox.news.set()
 
     def _mailbox(self, router_id: RouterId) -> Mailbox:
         mailbox = self._mailboxes.get(router_id)

@@ -126,7 +126,14 @@ def assemble(parts: Parts, server: Server) -> Assembled:
         book=common.book,
         fetcher=common.fetcher,
     )
-    host = WorkerHost(books, common.door, work=common.work, stop=parts.stop, report=server.report)
+    host = WorkerHost(
+        books,
+        common.door,
+        work=common.work,
+        stop=parts.stop,
+        report=server.report,
+        say_goodbye=desk.routers.close,
+    )
     watchdog = Watchdog(lambda: steps.running_since_s, server.report, common.clock)
     _add_services(parts, common, server, prefill, desk)
     cluster_pb2_grpc.add_ClusterServicer_to_server(

@@ -94,6 +94,8 @@ class Cluster:
             "num_cpus": spec.num_cpus,
             "num_gpus": spec.num_gpus,
             "max_restarts": -1,
+            # Calls that meet a restart wait for it.
+            "max_task_retries": -1,
             "max_concurrency": FREE_CALLS,
         }
         if spec.num_cpus or spec.num_gpus:

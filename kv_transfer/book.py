@@ -89,6 +89,12 @@ class SourceBook:
         """Ended handoffs remembered."""
         return len(self._tombstones)
 
+    def source(self, handoff_id: HandoffId) -> Source:
+        """One of them. Raises UnknownRequest."""
+        if (entry := self._entries.get(handoff_id)) is None:
+            raise UnknownRequest(f"{handoff_id}: no lease here")
+        return entry.source
+
     # --- the owner of the prefills
 
     def accept(self, handoff_id: HandoffId, fence: Fence, *, on_ended: OnEnded) -> Source:
@@ -166,10 +172,7 @@ class SourceBook:
     def renew(self, handoff_id: HandoffId, fence: Fence) -> None:
         """Extend a lease. Raises UnknownRequest, StaleFence."""
         self._tombstones.check(handoff_id, fence, self._clock.now_s())
-        entry = self._entries.get(handoff_id)
-        if entry is None:
-            raise UnknownRequest(f"{handoff_id}: no lease here")
-        entry.source.renew(fence, self._clock.now_s())
+        self.source(handoff_id).renew(fence, self._clock.now_s())
 
     def release(self, handoff_id: HandoffId, fence: Fence, *, committed: bool) -> None:
         """End this attempt and every earlier one; idempotent, and remembered if unknown.

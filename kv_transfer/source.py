@@ -137,7 +137,14 @@ class Source:
     """Per layer, how many leading tokens are computed."""
 
     def accept(self, fence: Fence) -> None:
-        """The Prefill call of `fence` arrived. Raises WrongState when one is here already."""
+        """The Prefill call of `fence` arrived.
+
+        Raises WrongState when one is here already, StaleFence when the client has resumed on
+        another router since.
+        """
+        # Within an epoch the reader may be ahead: a new decode reads an earlier attempt's KV.
+        if self.reader is not None and fence.epoch < self.reader.fence.epoch:
+            raise StaleFence(f"{self.handoff_id}: {fence} is behind {self.reader.fence}")
         self._advance(SourceEvent.PREFILL)
         self.fence = fence
 

@@ -86,17 +86,8 @@ class Fail:
     error: BatonError
 
 
-Action = (
-    StartPrefill
-    | StartDecode
-    | Retarget
-    | StopDecode
-    | CancelPrefill
-    | Acknowledge
-    | Deliver
-    | Finish
-    | Fail
-)
+WorkerAction = StartPrefill | StartDecode | Retarget | StopDecode | CancelPrefill | Acknowledge
+Action = WorkerAction | Deliver | Finish | Fail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,37 +3,18 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Iterable
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import Iterable
 
-from core.clock import Clock
-from core.errors import BatonError, NoInstance, PeerLost, Saturated
-from core.ids import Fingerprint, InstanceId, RouterId
+from core.errors import BatonError, NoInstance, Saturated
+from core.ids import Fingerprint, InstanceId
 from core.request import Request
 from policy.placement import Phase
-from router.actions import (
-    Acknowledge,
-    Action,
-    CancelPrefill,
-    Deliver,
-    Fail,
-    Finish,
-    Output,
-    Retarget,
-    StartDecode,
-    StartPrefill,
-    StopDecode,
-)
+from router.actions import Action, Deliver, Fail, Finish, Output
 from router.answer import Answer
-from router.calls import WorkerCalls
+from router.crew import Crew
 from router.flow import Flow
-from router.link import InstanceLink
-from router.membership import Membership
-from router.placer import Placer, Wanted
-from rpc.convert import finish_reason_from_pb
-from rpc.convert_report import prefill_timing_from_pb
-from rpc.pb import workers_pb2
+from router.placer import Wanted
+from router.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
 
@@ -43,37 +24,22 @@ PLACE_RETRY_S = 0.25
 """Without news of the membership: queues drain, and instances that failed once are forgiven."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What all choices of a router share."""
-
-    router_id: RouterId
-    membership: Membership
-    placer: Placer
-    clock: Clock
-    max_attempts: int
-
-
 class Choice:
-    """Owns the calls of one flow. The links call it; everything else happens in `run`."""
+    """Walks one flow. The links call it; everything else happens in `run`."""
 
     def __init__(self, request: Request, around: Surroundings, answer: Answer) -> None:
         self._request = request
         self._around = around
         self._answer = answer
         self._flow = Flow(request, max_attempts=around.max_attempts)
-        self._calls = WorkerCalls(request, around.router_id, around.clock)
+        self._crew = Crew(request, around, self._flow, answer.timeline, self._act)
         self._due: deque[Action] = deque()
         self._is_acting = False
         self._over = asyncio.Event()
         self._bug: Exception | None = None
         self._group = asyncio.TaskGroup()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._prefills: dict[int, asyncio.Task[None]] = {}
-        self._decode_turn = asyncio.Lock()
-        """Calls to one decode instance arrive in order: a Retarget never before its Decode."""
-        self._attached: dict[InstanceId, InstanceLink] = {}
         self._fingerprint: Fingerprint | None = None
+        """Of the first placement, and so of every later one."""
         self._is_waiting = False
         self._give_up_at_s: float | None = None
 
@@ -86,8 +52,7 @@ class Choice:
             finally:
                 # While the group is open still: what comes in later finds the flow over.
                 self.give_up(None)
-                for task in self._tasks:
-                    task.cancel()
+                self._crew.end()
         if self._bug is not None:
             raise self._bug
 
@@ -98,23 +63,27 @@ class Choice:
     def on_output(self, instance_id: InstanceId, output: Output) -> None:
         """News from a decode instance."""
         try:
-            self._note_decode(instance_id, output)
+            self._note_writer(instance_id, output)
             self._act(self._flow.output(instance_id, output))
-        except Exception as error:  # noqa: BLE001 - the link that calls here serves others too
-            self._crash(error)
-
-    def _note_decode(self, instance_id: InstanceId, output: Output) -> None:
-        decode = self._flow.decode
-        if decode is not None and decode.instance_id == instance_id and output.token_ids:
-            self._answer.timeline.handed_over(instance_id, output.timing)
+        except Exception as bug:  # noqa: BLE001 - the link that calls here serves others too
+            self._crash(bug)
 
     def on_lost(self, instance_id: InstanceId, error: BatonError) -> None:
         """An instance is gone."""
         try:
-            self._attached.pop(instance_id, None)
+            self._crew.forget(instance_id)
             self._act(self._flow.instance_lost(instance_id, error))
         except Exception as bug:  # noqa: BLE001 - as above
             self._crash(bug)
+
+    def _crash(self, bug: Exception) -> None:
+        self._bug = bug
+        self._over.set()
+
+    def _note_writer(self, instance_id: InstanceId, output: Output) -> None:
+        decode = self._flow.decode
+        if decode is not None and decode.instance_id == instance_id and output.token_ids:
+            self._answer.timeline.handed_over(instance_id, output.timing)
 
     # --- the loop ---------------------------------------------------------------------------
 
@@ -143,44 +112,34 @@ class Choice:
                 while self._due:
                     self._do(self._due.popleft())
             sides = (self._flow.prefill, self._flow.decode)
-            self._attach_to(frozenset(side.instance_id for side in sides if side is not None))
+            names = frozenset(side.instance_id for side in sides if side is not None)
+            self._crew.attach_to(names, self)
         finally:
             self._is_acting = False
 
     def _do(self, action: Action) -> None:
-        logger.debug("do handoff_id=%s %s", self._request.handoff_id, type(action).__name__)
         match action:
             case Deliver():
                 if self._answer.deliver(action.position, action.token_ids):
                     self._due.extend(self._flow.stop_matched())
-            case Acknowledge():
-                self._acknowledge(action)
-            case StartPrefill():
-                self._start_prefill(action)
-            case StartDecode():
-                self._decode_turn = asyncio.Lock()
-                self._start(self._call_decode(action, self._decode_turn))
-            case Retarget():
-                self._start(self._call_decode(action, self._decode_turn))
-            case CancelPrefill():
-                self._cancel_prefill(action)
-            case StopDecode():
-                self._stop_decode(action)
             case Finish():
                 self._answer.finish(action.reason, self._flow.attempt)
-                self._over.set()
+                self._end(action.reason.value)
             case Fail():
                 self._answer.fail(action.error)
-                self._over.set()
+                self._end(action.error.reason)
+            case _:
+                self._crew.do(action, self._group)
 
-    def _start(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = self._group.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def _crash(self, bug: Exception) -> None:
-        self._bug = bug
+    def _end(self, why: str) -> None:
+        logger.info(
+            "over handoff_id=%s state=%s why=%s num_tokens=%d attempts=%d",
+            self._request.handoff_id,
+            self._flow.state.value,
+            why,
+            self._flow.delivery.num_tokens,
+            self._flow.attempt,
+        )
         self._over.set()
 
     # --- placing ----------------------------------------------------------------------------
@@ -228,7 +187,7 @@ class Choice:
             self._due.extend(self._flow.unplaceable(error))
         else:
             self._is_waiting = True
-            self._start(self._place_later())
+            self._crew.start(self._place_later(), self._group)
 
     async def _place_later(self) -> None:
         changed = self._around.membership.changed
@@ -239,79 +198,3 @@ class Choice:
             self._flow.avoid.clear()
         self._is_waiting = False
         self._act(())
-
-    # --- workers ----------------------------------------------------------------------------
-
-    def _start_prefill(self, action: StartPrefill) -> None:
-        self._answer.timeline.called(self._around.clock.now_s())
-        self._prefills[action.attempt] = self._start(self._read_prefill(action))
-
-    async def _read_prefill(self, action: StartPrefill) -> None:
-        error: BatonError = PeerLost(f"{action.instance_id}: the Prefill stream ended early")
-        try:
-            link = self._link(action.instance_id)
-            async with aclosing(self._calls.prefill(link, action)) as events:
-                async for event in events:
-                    self._take_prefill_event(action, event)
-        except BatonError as failure:
-            error = failure
-        self._act(self._flow.prefill_failed(action.attempt, error))
-
-    def _take_prefill_event(self, action: StartPrefill, event: workers_pb2.PrefillEvent) -> None:
-        which = event.WhichOneof("event")
-        if which == "token":
-            token = event.token
-            timing = prefill_timing_from_pb(token.timing)
-            self._answer.timeline.sampled(action.instance_id, timing)
-            reason = finish_reason_from_pb(token.finish_reason)
-            self._act(
-                self._flow.prefill_sampled(action.attempt, token.position, token.token_id, reason)
-            )
-        elif which == "ended":
-            self._lease_ended(action, event.ended.outcome)
-
-    def _lease_ended(self, action: StartPrefill, outcome: int) -> None:
-        if outcome == workers_pb2.LEASE_OUTCOME_COMMITTED:
-            self._act(self._flow.prefill_done(action.attempt))
-            return
-        error = PeerLost(f"{action.instance_id}: its lease ended, outcome {outcome}")
-        self._act(self._flow.prefill_failed(action.attempt, error))
-
-    async def _call_decode(self, action: StartDecode | Retarget, turn: asyncio.Lock) -> None:
-        try:
-            async with turn:
-                link = self._link(action.instance_id)
-                source = self._around.membership.get(action.source_id)
-                if isinstance(action, StartDecode):
-                    await self._calls.decode(link, source, action)
-                else:
-                    await self._calls.retarget(link, source, action)
-        except BatonError as error:
-            self._act(self._flow.decode_refused(action.instance_id, action.attempt, error))
-
-    def _cancel_prefill(self, action: CancelPrefill) -> None:
-        if (task := self._prefills.pop(action.attempt, None)) is not None:
-            task.cancel()
-
-    def _stop_decode(self, action: StopDecode) -> None:
-        if (link := self._around.membership.get(action.instance_id)) is not None:
-            link.stop(self._request.handoff_id, self._calls.fence(action.attempt))
-
-    def _acknowledge(self, action: Acknowledge) -> None:
-        if (link := self._attached.get(action.instance_id)) is not None:
-            link.acknowledge(self._request.handoff_id, action.next_position, done=action.done)
-
-    def _link(self, instance_id: InstanceId) -> InstanceLink:
-        link = self._around.membership.get(instance_id)
-        if link is None:
-            raise PeerLost(f"{instance_id} left the cluster")
-        return link
-
-    def _attach_to(self, names: frozenset[InstanceId]) -> None:
-        handoff_id = self._request.handoff_id
-        for name in [name for name in self._attached if name not in names]:
-            self._attached.pop(name).detach(handoff_id, self)
-        for name in names - self._attached.keys():
-            if (link := self._around.membership.get(name)) is not None:
-                self._attached[name] = link
-                link.attach(handoff_id, self)

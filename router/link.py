@@ -132,10 +132,8 @@ class InstanceLink:
             was_up = await self._subscribe()
             # A broken stream is tried again at once, and only once before the loss is told: the
             # process may live, but whoever waits for it must not wait long.
-            if was_up:
-                retry_s = RESUBSCRIBE_S
-            else:
-                retry_s = min(max(FIRST_RETRY_S, 2 * retry_s), MAX_RETRY_S)
+            backoff_s = min(max(FIRST_RETRY_S, 2 * retry_s), MAX_RETRY_S)
+            retry_s = RESUBSCRIBE_S if was_up else backoff_s
             await asyncio.sleep(retry_s)
 
     async def _subscribe(self) -> bool:

@@ -22,9 +22,10 @@ from core.validation import (
 )
 from router.admission import Admission
 from router.answer import Answer
-from router.choice import Choice, Surroundings
+from router.choice import Choice
 from router.events import Accepted, Event, Finished
 from router.output import ClientBuffer
+from router.surroundings import Surroundings
 from text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

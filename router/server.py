@@ -7,6 +7,7 @@ at SIGTERM.
 import asyncio
 import json
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -20,7 +21,6 @@ from registry.api import Registry
 from registry.connect import connect
 from registry.heartbeat import keep_announced
 from router import cluster_service, generation_service
-from router.choice import Surroundings
 from router.cluster_service import ClusterService
 from router.generation_service import GenerationService
 from router.membership import Membership
@@ -28,6 +28,7 @@ from router.orchestrator import Orchestrator
 from router.placer import Placer
 from router.protocol import PROTOCOL_VERSION
 from router.spec import RouterSpec
+from router.surroundings import Surroundings
 from rpc.options import Plane
 from rpc.serve import Life, bind, build, serve
 from text.tokenizer import Tokenizer
@@ -128,7 +129,7 @@ async def main(spec: RouterSpec) -> None:
 
 def _stop_at_end_of_input(stop: asyncio.Event) -> None:
     # Whoever started this process holds the other end: it closes with them, however they end.
-    if not sys.stdin.buffer.read1(4096):
+    if not os.read(sys.stdin.fileno(), 4096):
         asyncio.get_running_loop().remove_reader(sys.stdin)
         stop.set()
 

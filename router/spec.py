@@ -1,7 +1,6 @@
 """What one router process is told."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ class RouterSpec:
     def from_json(cls, text: str) -> "RouterSpec":
         """Of what `to_json` wrote. Raises ConfigError."""
         try:
-            values: Mapping[str, Any] = json.loads(text)
+            values: dict[str, Any] = json.loads(text)
             config = RouterConfig(**values["config"])
             rest = {key: value for key, value in values.items() if key != "config"}
             return cls(**{**rest, "model_dir": Path(rest["model_dir"]), "config": config})

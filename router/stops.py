@@ -73,7 +73,7 @@ class Stops:
 
     async def _try(self, request: workers_pb2.StopRequest) -> bool:
         try:
-            await self._stub.Stop(request, timeout=TIMEOUT_S)
+            await self._stub.Stop(request, timeout=TIMEOUT_S)  # type: ignore[misc]  # its sync twin's
         except grpc.aio.AioRpcError as error:
             # A stale fence means that it has moved on, which is as good as stopped.
             return error.code() is grpc.StatusCode.ABORTED

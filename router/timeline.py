@@ -21,8 +21,8 @@ class Timeline:
     num_attempts: int = 0
     prefill: PrefillTiming = field(default_factory=PrefillTiming)
     handoff: HandoffTiming = field(default_factory=HandoffTiming)
-    prefill_instance_id: InstanceId = InstanceId("")
-    decode_instance_id: InstanceId = InstanceId("")
+    prefill_instance_id: InstanceId | None = None
+    decode_instance_id: InstanceId | None = None
 
     def called(self, now_s: float) -> None:
         """A Prefill call was made; the first one ends the router's queue."""
@@ -31,7 +31,7 @@ class Timeline:
 
     def sampled(self, instance_id: InstanceId, timing: PrefillTiming) -> None:
         """A prefill sampled; only who wrote the answer's first token counts."""
-        if not self.prefill_instance_id:
+        if self.prefill_instance_id is None:
             self.prefill_instance_id, self.prefill = instance_id, timing
 
     def handed_over(self, instance_id: InstanceId, timing: HandoffTiming | None) -> None:
@@ -65,8 +65,8 @@ class Timeline:
             tpot_s=(slo.tpot_s(moments) or 0.0) if moments else 0.0,
             e2e_s=slo.e2e_s(moments) if moments else 0.0,
             num_attempts=self.num_attempts,
-            prefill_instance_id=self.prefill_instance_id,
-            decode_instance_id=self.decode_instance_id,
+            prefill_instance_id=self.prefill_instance_id or "",
+            decode_instance_id=self.decode_instance_id or "",
         )
 
     def _moments(self) -> slo.Moments | None:

@@ -78,6 +78,8 @@ class Books:
 
     def _num_tasks(self) -> int:
         tasks = asyncio.all_tasks() - self.lifelong
+        for t in tasks:
+            print(t, flush=True, file=__import__("sys").stderr)
         return sum(
             task.get_name() != SUBSCRIPTION_TASK
             and getattr(task.get_coro(), "__name__", "") not in _CALL_TASKS

@@ -3,11 +3,15 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from worker_host.books import Books
 from worker_host.door import Door
 
 logger = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 0.05
+"""While draining: streams between instances end without the step loop's doing."""
 
 Report = Callable[[bool], Awaitable[None]]
 
@@ -23,13 +27,17 @@ class WorkerHost:
         work: asyncio.Event,
         stop: asyncio.Event,
         report: Report,
+        say_goodbye: Callable[[], None],
     ) -> None:
-        """`work` wakes the step loop, `stop` ends the process, `report` tells health checks."""
+        """`work` wakes the step loop, `stop` ends the process, `report` tells health checks,
+        `say_goodbye` ends streams that would never end by themselves.
+        """
         self.books = books
         self._door = door
         self._work = work
         self._stop = stop
         self._report = report
+        self._say_goodbye = say_goodbye
         self._turned = asyncio.Event()
         self._drain_asked = asyncio.Event()
         self._drain_timeout_s = 0.0
@@ -60,9 +68,18 @@ class WorkerHost:
     async def drain(self) -> None:
         """Refuse new work and return when the old has ended. The caller bounds it."""
         self._close_door()
+        try:
+            await self.until_idle()
+        finally:
+            self._say_goodbye()
+
+    async def until_idle(self) -> None:
+        """Return when nothing is under way. The caller bounds it."""
         while not self.books.is_idle:
             self._turned.clear()
-            await self._turned.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AGAIN_S):
+                    await self._turned.wait()
 
     def _close_door(self) -> None:
         if not self._door.is_draining:

@@ -34,7 +34,8 @@ async def _settle(address: str) -> str | None:
     problem: str | None = "never asked"
     try:
         async with asyncio.timeout(SETTLE_S):
-            while (problem := what_is_held(await books_of(address))) is not None:
+            # Another process: there is no event to wait for.
+            while (problem := what_is_held(await books_of(address))) is not None:  # noqa: ASYNC110
                 await asyncio.sleep(LOOK_EVERY_S)
     except TimeoutError:
         return problem

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc.aio
 import numpy as np
+import pytest
 
 from core.blocks import BlockState, leak_report
 from core.clock import Clock, MonotonicClock
@@ -18,9 +19,11 @@ from core.ids import Fingerprint, HandoffId
 from core.kv_layout import KvLayout
 from core.model_spec import DTYPE_BYTES
 from core.request import Fence
+from core.work import KvLostReason
 from engine.block_allocator import BlockAllocator
 from kv_transfer.book import SourceBook
-from kv_transfer.fetch import Fetcher
+from kv_transfer.errors import KvLost
+from kv_transfer.fetch import Fetcher, FetchResult
 from kv_transfer.service import Context, KvTransferService, Requests
 from kv_transfer.sink import Sink
 from kv_transfer.source import FirstToken, Source
@@ -239,9 +242,22 @@ async def fetched(
     sink: Sink,
     num_tokens: int,
     reserve: Callable[[Sink], Awaitable[None]] | None = None,
-) -> Any:
+) -> FetchResult:
     """One run of decode's fetcher, bounded."""
     async with asyncio.timeout(20):
         return await decode.fetcher.run(
             sink, prefill.address, num_tokens=num_tokens, reserve=reserve or decode.reserve
         )
+
+
+async def lost(
+    decode: Instance,
+    prefill: Instance,
+    sink: Sink,
+    num_tokens: int,
+    reserve: Callable[[Sink], Awaitable[None]] | None = None,
+) -> KvLostReason:
+    """Why a run that must fail did; its sink is ended unless it may be retargeted."""
+    with pytest.raises(KvLost) as caught:
+        await fetched(decode, prefill, sink, num_tokens, reserve)
+    return caught.value.why

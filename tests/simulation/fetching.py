@@ -123,7 +123,7 @@ class Fetching:
         job.progress_at_s = node.world.now_s
         job.num_writing += 1
         node.blocks.touch(write.block_ids)
-        node.later(node.world.ticks(1, 24), self._write_done, stream, write, values)
+        node.later(node.world.copy_ticks(), self._write_done, stream, write, values)
         return None
 
     def _write_done(self, stream: Stream, write: Write, values: list[int]) -> None:

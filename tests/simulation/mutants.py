@@ -71,10 +71,10 @@ class ReservesUnderWriter(Sink):
 class KeepsBlocksAtExpiry(Source):
     """A lease that expires is not released."""
 
-    def end(self, outcome: Outcome) -> None:
+    def _end(self, outcome: Outcome) -> None:
         if outcome is Outcome.EXPIRED:
             self.block_ids = ()
-        super().end(outcome)
+        super()._end(outcome)
 
 
 class KeepsBlocksWhenStopped(Sink):

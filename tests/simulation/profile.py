@@ -60,7 +60,7 @@ def draw(rng: Random) -> Profile:
     return Profile(
         loss=rng.random() * 0.06 if lossy else 0.005,
         duplicate=rng.random() * 0.2 if lossy or hostile else 0.01,
-        slow=rng.random() * 0.15,
+        slow=rng.random() * 0.25,
         damage=rng.random() * 0.3 if lossy or hostile else 0.01,
         rogue=0.25 if hostile else 0.0,
         cancel=0.2,

@@ -113,7 +113,7 @@ class Sending:
         world = self._node.world
         for stream in woken:
             if world.random() < 0.2:
-                self._node.later(world.ticks(1, 4), self._walk, stream)
+                self._node.later(world.ticks(1, 12), self._walk, stream)
             else:
                 self._walk(stream)
 
@@ -151,7 +151,7 @@ class Sending:
             read = source.begin_read(segment)
             stream.num_reads += 1
             node.blocks.touch(read.block_ids)
-            node.later(node.world.ticks(1, 24), self._read_done, stream, read)
+            node.later(node.world.copy_ticks(), self._read_done, stream, read)
         is_whole = source.first_token is not None and reader.is_done(source.num_tokens)
         if is_whole and not stream.num_reads and not stream.is_end_sent:
             stream.is_end_sent = True

@@ -56,6 +56,10 @@ class World:
         """A random duration, low ≤ n < high."""
         return low + int(self.random() * (high - low))
 
+    def copy_ticks(self) -> int:
+        """How long a copy thread takes: a few are far slower than the rest."""
+        return self.ticks(40, 200) if self.random() < 0.05 else self.ticks(1, 24)
+
     def after(self, num_ticks: int, action: Action, *args: Any) -> None:
         """Do something later."""
         self._num_queued += 1

@@ -1,0 +1,19 @@
+"""What all choices of a router share."""
+
+from dataclasses import dataclass
+
+from core.clock import Clock
+from core.ids import RouterId
+from router.membership import Membership
+from router.placer import Placer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """Given to every choice."""
+
+    router_id: RouterId
+    membership: Membership
+    placer: Placer
+    clock: Clock
+    max_attempts: int

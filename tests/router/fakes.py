@@ -1,0 +1,485 @@
+"""Scripted instances behind real gRPC: what a router meets, without engine or KV.
+
+Every token is a function of the request, as in the real thing, so that any failover can be checked
+token by token.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from core.ids import Fingerprint, InstanceId
+from core.member import Member, Role
+from rpc.pb import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    types_pb2,
+    workers_pb2,
+    workers_pb2_grpc,
+)
+
+VOCAB_SIZE = 512
+EOS = 0
+MODEL = "fake"
+MAX_CONTEXT = 4096
+BOUND_S = 10.0
+"""Of every wait in these tests; reached only when something is broken."""
+
+Work = workers_pb2.WorkRequest
+
+
+def token_at(work: Work, position: int) -> int:
+    """The output token at one position: never EOS, different for neighbours, seeds and children."""
+    key = sum(work.prompt_token_ids) * 31 + work.sampling.seed % 97 + work.child_index * 53
+    return 1 + (key + position * position * 7 + position * 11) % (VOCAB_SIZE - 1)
+
+
+def finish_at(work: Work, position: int) -> "types_pb2.FinishReason.ValueType":
+    """Whether the answer ends there."""
+    token_id = token_at(work, position)
+    if token_id in work.stop.stop_token_ids and position + 1 > work.stop.min_tokens:
+        return types_pb2.FINISH_REASON_STOP
+    if position + 1 >= work.stop.max_tokens:
+        return types_pb2.FINISH_REASON_LENGTH
+    return types_pb2.FINISH_REASON_UNSPECIFIED
+
+
+@dataclass(slots=True, eq=False)
+class Gate:
+    """A place where a script holds a worker, and sees it arrive."""
+
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def pass_through(self) -> None:
+        self.reached.set()
+        await self.open.wait()
+
+    async def wait_reached(self) -> None:
+        async with asyncio.timeout(BOUND_S):
+            await self.reached.wait()
+
+
+@dataclass(slots=True, eq=False)
+class Script:
+    """What one instance does differently."""
+
+    prefill_gate: Gate | None = None
+    """Before the first token is sampled."""
+    fetch_gate: Gate | None = None
+    """Before decode has fetched the KV."""
+    token_gates: dict[int, Gate] = field(default_factory=dict)
+    """Before the token of a position is decoded."""
+    prefill_error: grpc.StatusCode | None = None
+    decode_error: grpc.StatusCode | None = None
+    output_errors: dict[int, str] = field(default_factory=dict)
+    """Position → status with which decode ends the request, once."""
+    kv_lost: int = 0
+    """So many handoffs lose their KV."""
+    mute: bool = False
+    """No frame, no beat."""
+    num_tokens_per_frame: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """KV that one prefill instance keeps."""
+
+    fence: tuple[int, int]
+    sampled: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    is_committed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request on the decode side."""
+
+    work: Work
+    source_id: str
+    fence: tuple[int, int]
+    task: asyncio.Task[None] | None = None
+    is_committed: bool = False
+    retargeted: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def fence_of(fence: types_pb2.Fence) -> tuple[int, int]:
+    return fence.epoch, fence.attempt
+
+
+class Outbox:
+    """All news of one instance for the router; replayed until acknowledged."""
+
+    def __init__(self) -> None:
+        self.kept: list[workers_pb2.Output] = []
+        self.num_sent = 0
+        self.news = asyncio.Event()
+
+    def put(self, output: workers_pb2.Output) -> None:
+        self.kept.append(output)
+        self.news.set()
+
+    def ack(self, acks: Sequence[workers_pb2.Ack]) -> None:
+        for ack in acks:
+            for output in list(self.kept[: self.num_sent]):
+                end = output.first_position + len(output.token_ids)
+                read = bool(output.token_ids) and end <= ack.next_position
+                is_end = bool(output.finish_reason or output.error_status)
+                if output.handoff_id == ack.handoff_id and (ack.done or (read and not is_end)):
+                    self.kept.remove(output)
+                    self.num_sent -= 1
+
+
+class FakeInstance(
+    workers_pb2_grpc.PrefillWorkerServicer,
+    workers_pb2_grpc.DecodeWorkerServicer,
+    cluster_pb2_grpc.ClusterServicer,
+):
+    """Both phases of one scripted instance."""
+
+    def __init__(self, name: str, role: Role, peers: "dict[str, FakeInstance]") -> None:
+        self.name = name
+        self.role = role
+        self.script = Script()
+        self.peers = peers
+        self.incarnation = f"{name}-1"
+        self.load = types_pb2.LoadReport(num_blocks=256, num_free_blocks=256)
+        self.address = ""
+        self.leases: dict[str, Lease] = {}
+        self.jobs: dict[str, Job] = {}
+        self.outbox = Outbox()
+        self.prefills: list[workers_pb2.PrefillRequest] = []
+        self.decodes: list[workers_pb2.DecodeRequest] = []
+        self.retargets: list[workers_pb2.RetargetRequest] = []
+        self.stops: list[workers_pb2.StopRequest] = []
+        self.subscriptions: list[workers_pb2.SubscribeRequest] = []
+        self.acks: list[workers_pb2.Ack] = []
+        self.num_prefills_open = 0
+        self.is_dead = False
+        self.happened = asyncio.Condition()
+        self._subscription = 0
+        self._server: grpc.aio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- life -------------------------------------------------------------------------------
+
+    async def start(self, port: int = 0) -> None:
+        server = grpc.aio.server()
+        workers_pb2_grpc.add_PrefillWorkerServicer_to_server(self, server)
+        workers_pb2_grpc.add_DecodeWorkerServicer_to_server(self, server)
+        cluster_pb2_grpc.add_ClusterServicer_to_server(self, server)
+        self.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
+        await server.start()
+        self._server, self.is_dead = server, False
+
+    async def kill(self) -> None:
+        """As SIGKILL looks from outside: connections break, nobody listens."""
+        self.is_dead = True
+        self._forget()
+        if self._server is not None:
+            await self._server.stop(None)
+
+    def _forget(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for lease in self.leases.values():
+            lease.ended.set()
+        self.leases, self.jobs, self.outbox = {}, {}, Outbox()
+
+    def member(self) -> Member:
+        return Member(
+            instance_id=InstanceId(self.name),
+            role=self.role,
+            addresses=(self.address,),
+            fingerprint=Fingerprint("f"),
+            model=MODEL,
+            incarnation=self.incarnation,
+            host_id="here",
+            protocol_version=1,
+            block_size=16,
+            max_context_tokens=MAX_CONTEXT,
+            num_blocks=256,
+        )
+
+    async def until(self, condition: Callable[["FakeInstance"], bool]) -> None:
+        """Wait for something that a call to this instance brings about."""
+        async with asyncio.timeout(BOUND_S), self.happened:
+            await self.happened.wait_for(lambda: condition(self))
+
+    async def _tell(self) -> None:
+        async with self.happened:
+            self.happened.notify_all()
+
+    # --- prefill ----------------------------------------------------------------------------
+
+    async def Prefill(  # type: ignore[override]  # noqa: N802
+        self, request: workers_pb2.PrefillRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[workers_pb2.PrefillEvent]:
+        self.prefills.append(request)
+        self.num_prefills_open += 1
+        await self._tell()
+        try:
+            if self.script.prefill_error is not None:
+                await context.abort(self.script.prefill_error, "scripted")
+            async for event in self._prefill(request):
+                yield event
+        finally:
+            self.num_prefills_open -= 1
+            self.peers_tasks(self._tell())
+
+    async def _prefill(
+        self, request: workers_pb2.PrefillRequest
+    ) -> AsyncIterator[workers_pb2.PrefillEvent]:
+        work = request.work
+        lease = self.lease_of(work.handoff_id, fence_of(work.fence))
+        yield workers_pb2.PrefillEvent(started=workers_pb2.PrefillStarted(queue_s=0.001))
+        if self.script.prefill_gate is not None:
+            await self.script.prefill_gate.pass_through()
+        position = len(work.output_token_ids)
+        finish = finish_at(work, position)
+        token = workers_pb2.PrefillToken(
+            position=position,
+            token_id=token_at(work, position),
+            finish_reason=finish,
+            timing=types_pb2.PrefillTiming(queue_s=0.001, compute_s=0.002),
+        )
+        yield workers_pb2.PrefillEvent(token=token)
+        if finish or request.only_first_token:
+            return
+        lease.sampled.set()
+        await lease.ended.wait()
+        outcome = (
+            workers_pb2.LEASE_OUTCOME_COMMITTED
+            if lease.is_committed
+            else workers_pb2.LEASE_OUTCOME_ABORTED
+        )
+        yield workers_pb2.PrefillEvent(ended=workers_pb2.LeaseEnded(outcome=outcome))
+
+    def lease_of(self, handoff_id: str, fence: tuple[int, int]) -> Lease:
+        lease = self.leases.get(handoff_id)
+        if lease is None or lease.fence < fence:
+            lease = self.leases[handoff_id] = Lease(fence)
+        return lease
+
+    # --- decode -----------------------------------------------------------------------------
+
+    async def Decode(  # type: ignore[override]  # noqa: N802
+        self, request: workers_pb2.DecodeRequest, context: grpc.aio.ServicerContext
+    ) -> workers_pb2.DecodeReply:
+        self.decodes.append(request)
+        await self._tell()
+        if self.script.decode_error is not None:
+            await context.abort(self.script.decode_error, "scripted")
+        work = request.work
+        job = Job(work, request.source.instance_id, fence_of(work.fence))
+        self.jobs[work.handoff_id] = job
+        self._start(job)
+        return workers_pb2.DecodeReply()
+
+    async def Retarget(  # type: ignore[override]  # noqa: N802
+        self, request: workers_pb2.RetargetRequest, context: grpc.aio.ServicerContext
+    ) -> workers_pb2.RetargetReply:
+        self.retargets.append(request)
+        await self._tell()
+        job = self.jobs.get(request.handoff_id)
+        if job is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such handoff")
+        elif job.is_committed:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "committed")
+        else:
+            del job.work.output_token_ids[:]
+            job.work.output_token_ids.extend(request.output_token_ids)
+            job.source_id, job.fence = request.source.instance_id, fence_of(request.fence)
+            self._start(job)
+        return workers_pb2.RetargetReply()
+
+    async def Stop(  # type: ignore[override]  # noqa: N802
+        self, request: workers_pb2.StopRequest, context: grpc.aio.ServicerContext
+    ) -> workers_pb2.StopReply:
+        self.stops.append(request)
+        job = self.jobs.get(request.handoff_id)
+        if job is not None and job.fence <= fence_of(request.fence):
+            del self.jobs[request.handoff_id]
+            if job.task is not None:
+                job.task.cancel()
+        await self._tell()
+        return workers_pb2.StopReply()
+
+    async def Subscribe(  # type: ignore[override]  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[workers_pb2.SubscribeRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> AsyncIterator[workers_pb2.TokenFrame]:
+        first = await anext(aiter(request_iterator))
+        self.subscriptions.append(first)
+        await self._tell()
+        self.outbox.num_sent = len(self.outbox.kept)
+        self.outbox.ack(first.acks)
+        self.outbox.num_sent = 0
+        self.outbox.news.set()
+        reader = asyncio.ensure_future(self._read_acks(request_iterator))
+        try:
+            async for frame in self._frames():
+                yield frame
+        finally:
+            reader.cancel()
+
+    async def _read_acks(
+        self, messages: AsyncIterator[workers_pb2.SubscribeRequest]
+    ) -> None:
+        async for message in messages:
+            self.acks.extend(message.acks)
+            self.outbox.ack(message.acks)
+            await self._tell()
+
+    async def _frames(self) -> AsyncIterator[workers_pb2.TokenFrame]:
+        self._subscription += 1
+        mine = self._subscription
+        while mine == self._subscription:
+            outbox = self.outbox
+            outbox.news.clear()
+            new = outbox.kept[outbox.num_sent :]
+            outbox.num_sent = len(outbox.kept)
+            if not self.script.mute:
+                yield workers_pb2.TokenFrame(outputs=new, load=self.load)
+            try:
+                async with asyncio.timeout(0.5):
+                    await outbox.news.wait()
+            except TimeoutError:
+                continue
+
+    def drop_subscription(self) -> None:
+        """End the stream without ending the process."""
+        self._subscription += 1
+        self.outbox.news.set()
+
+    def _start(self, job: Job) -> None:
+        if job.task is not None:
+            job.task.cancel()
+        job.task = asyncio.ensure_future(self._decode(job))
+        self._tasks.add(job.task)
+        job.task.add_done_callback(self._tasks.discard)
+
+    def peers_tasks(self, coroutine: object) -> None:
+        task = asyncio.ensure_future(coroutine)  # type: ignore[arg-type,var-annotated]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _decode(self, job: Job) -> None:
+        if not await self._fetch(job):
+            self._say(job, kv_lost=workers_pb2.KV_LOST_REASON_PEER)
+            return
+        job.is_committed = True
+        position = len(job.work.output_token_ids)
+        self._say(job, first_position=position, committed=True)
+        while not await self._step(job, position):
+            position += self.script.num_tokens_per_frame
+
+    async def _step(self, job: Job, position: int) -> bool:
+        """Decode one frame's tokens; whether the answer has ended."""
+        if (gate := self.script.token_gates.get(position)) is not None:
+            await gate.pass_through()
+        if (status := self.script.output_errors.pop(position, None)) is not None:
+            self._say(job, error_status=status, error_message="scripted")
+            return True
+        # Leaves the loop to others, as a step in a thread does.
+        await asyncio.sleep(0)
+        tokens: list[int] = []
+        finish = types_pb2.FINISH_REASON_UNSPECIFIED
+        for at in range(position, position + self.script.num_tokens_per_frame):
+            tokens.append(token_at(job.work, at))
+            if finish := finish_at(job.work, at):
+                break
+        self._say(job, first_position=position, token_ids=tokens, finish_reason=finish)
+        return bool(finish)
+
+    async def _fetch(self, job: Job) -> bool:
+        if self.script.kv_lost:
+            self.script.kv_lost -= 1
+            return False
+        source = self.peers.get(job.source_id)
+        if source is None or source.is_dead:
+            return False
+        lease = source.lease_of(job.work.handoff_id, (job.fence[0], 0))
+        sampled = asyncio.ensure_future(lease.sampled.wait())
+        ended = asyncio.ensure_future(lease.ended.wait())
+        try:
+            await asyncio.wait({sampled, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if self.script.fetch_gate is not None:
+                await self.script.fetch_gate.pass_through()
+        finally:
+            sampled.cancel()
+            ended.cancel()
+        if lease.ended.is_set():
+            return False
+        lease.is_committed = True
+        lease.ended.set()
+        return True
+
+    def _say(self, job: Job, **news: object) -> None:
+        self.outbox.put(
+            workers_pb2.Output(
+                handoff_id=job.work.handoff_id,
+                fence=types_pb2.Fence(epoch=job.fence[0], attempt=job.fence[1]),
+                **news,  # type: ignore[arg-type]
+            )
+        )
+
+    # --- books ------------------------------------------------------------------------------
+
+    async def Status(  # type: ignore[override]  # noqa: N802
+        self, request: cluster_pb2.StatusRequest, context: grpc.aio.ServicerContext
+    ) -> cluster_pb2.StatusReply:
+        own = cluster_pb2.InstanceStatus(
+            instance_id=self.name, integrity=cluster_pb2.Integrity(num_decodes=len(self.jobs))
+        )
+        return cluster_pb2.StatusReply(instances=[own])
+
+    async def Drain(  # type: ignore[override]  # noqa: N802
+        self, request: cluster_pb2.DrainRequest, context: grpc.aio.ServicerContext
+    ) -> cluster_pb2.DrainReply:
+        return cluster_pb2.DrainReply()
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Words `w1` … as tokens; id 0 ends an answer."""
+    vocab = {f"w{i}": i for i in range(VOCAB_SIZE)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="w1"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    (folder / "config.json").write_text(f'{{"eos_token_id": {EOS}}}')
+
+
+def expected(prompt: Sequence[int], num: int, *, seed: int = 0, child: int = 0) -> list[int]:
+    """The tokens of an answer without faults."""
+    sampling = types_pb2.SamplingParams(seed=seed)
+    work = Work(prompt_token_ids=prompt, sampling=sampling, child_index=child)
+    return [token_at(work, position) for position in range(num)]
+
+
+@asynccontextmanager
+async def instances(roles: str) -> AsyncIterator[dict[str, FakeInstance]]:
+    """One running instance per letter: p, d or m; named p0, d0, d1, …"""
+    peers: dict[str, FakeInstance] = {}
+    for name, role in _named(roles):
+        peers[name] = FakeInstance(name, role, peers)
+        await peers[name].start()
+    try:
+        yield peers
+    finally:
+        for peer in peers.values():
+            await peer.kill()
+
+
+def _named(roles: str) -> Iterator[tuple[str, Role]]:
+    known = {"p": Role.PREFILL, "d": Role.DECODE, "m": Role.MIXED}
+    for i, letter in enumerate(roles):
+        yield f"{letter}{roles[:i].count(letter)}", known[letter]
