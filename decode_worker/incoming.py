@@ -96,8 +96,22 @@ class Incoming:
         """One attempt; None when there may be another."""
         job.retargeted.clear()
         try:
+            result = await self._attempt(job)
+        except KvLost as lost:
+            await self._outlive(job, lost)
+            return None
+        if result is not None and result.token.position != len(job.work.output_token_ids):
+            raise KvCorrupt(
+                f"first token at position {result.token.position}, "
+                f"{len(job.work.output_token_ids)} tokens were forced"
+            )
+        return result
+
+    async def _attempt(self, job: DecodeJob) -> FetchResult | None:
+        """Fetch from where the job now points; None when a Retarget ended it."""
+        try:
             async with asyncio.timeout(None) as job.attempt:
-                result = await self._fetches.run(
+                return await self._fetches.run(
                     job.sink,
                     job.address,
                     num_tokens=job.work.num_input_tokens,
@@ -107,17 +121,8 @@ class Incoming:
             if not job.retargeted.is_set():
                 raise
             return None
-        except KvLost as lost:
-            await self._outlive(job, lost)
-            return None
         finally:
             job.attempt = None
-        if result.token.position != len(job.work.output_token_ids):
-            raise KvCorrupt(
-                f"first token at position {result.token.position}, "
-                f"{len(job.work.output_token_ids)} tokens were forced"
-            )
-        return result
 
     async def _outlive(self, job: DecodeJob, lost: KvLost) -> None:
         """Wait for a Retarget, unless it came already. Raises PeerLost when it does not come."""

@@ -52,6 +52,8 @@ class Facts:
 
 
 NOTHING = Facts()
+MAX_ENDED = 4096
+"""Requests that have ended and wait for their last acknowledgement; the oldest go first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,7 @@ class Outbox:
         """Tokens kept."""
         self._letters: dict[HandoffId, Letters] = {}
         self._unread: dict[HandoffId, Letters] = {}
+        self._ended: dict[HandoffId, None] = {}
 
     def __len__(self) -> int:
         return len(self._letters)
@@ -159,6 +162,7 @@ class Outbox:
         letters = self._letters.pop(handoff_id, None)
         if letters is not None:
             self._unread.pop(handoff_id, None)
+            self._ended.pop(handoff_id, None)
             self.num_unacked -= len(letters.token_ids)
 
     def put(self, letters: Letters, token_ids: Sequence[int], facts: Facts) -> None:
@@ -170,6 +174,10 @@ class Outbox:
         self.num_unacked += len(token_ids)
         self._unread[letters.handoff_id] = letters
         self.news.set()
+        if facts.is_end:
+            self._ended[letters.handoff_id] = None
+            while len(self._ended) > MAX_ENDED:
+                self.close(next(iter(self._ended)))
 
     def retarget(self, letters: Letters, fence: Fence, position: int) -> None:
         """A later attempt's prefill delivers, from `position` on."""

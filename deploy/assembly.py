@@ -134,7 +134,7 @@ def assemble(parts: Parts, server: Server) -> Assembled:
         report=server.report,
         say_goodbye=desk.routers.close,
     )
-    watchdog = Watchdog(lambda: steps.running_since_s, server.report, common.clock)
+    watchdog = Watchdog(lambda: steps.running_since_s, host.report_health, common.clock)
     _add_services(parts, common, server, prefill, desk)
     cluster_pb2_grpc.add_ClusterServicer_to_server(
         ClusterService(host, lambda: parts.member), server.grpc
@@ -205,6 +205,7 @@ def _decode_parts(parts: Parts, common: _Common, load: Callable[[], Load]) -> De
         clock=common.clock,
         work=common.work,
         fetches=common.fetcher,
+        own_address=parts.member.leader_address,
         load=load,
         worker=parts.config.worker,
         handoff=parts.config.handoff,

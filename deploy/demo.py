@@ -104,7 +104,10 @@ async def _ask(client: AsyncClient, number: int, screen: "_Screen") -> Answer:
     text = ""
     question = QUESTIONS[number]
     async for event in client.generate(
-        messages=[("user", question)], max_tokens=MAX_TOKENS, temperature=0.0, timeout_s=120.0
+        messages=[{"role": "user", "content": question}],
+        max_tokens=MAX_TOKENS,
+        temperature=0.0,
+        timeout_s=120.0,
     ):
         if isinstance(event, Delta):
             text += event.text

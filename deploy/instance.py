@@ -32,6 +32,7 @@ from rpc.options import Plane
 from rpc.serve import Life, Loop, Server, bind, serve
 from rpc.serve import build as build_server
 from text.tokenizer import Tokenizer
+from worker_host.callbacks import CallbackErrors
 
 NUM_COPY_THREADS = 2
 """One gathers while the other scatters; a copy holds no lock while it moves bytes."""
@@ -136,6 +137,10 @@ async def run_instance(
 def member_of(spec: InstanceSpec, compute: Compute, address: str) -> Member:
     """What the others are told."""
     engine, model = spec.config.engine, compute.model
+    # A longer request would be refused at the door: its KV does not fit, in an instance that
+    # hands over to itself twice.
+    num_copies = 2 if spec.role is Role.MIXED else 1
+    capacity = max(1, engine.num_blocks * engine.block_size // num_copies)
     return Member(
         instance_id=spec.instance_id,
         role=spec.role,
@@ -146,8 +151,7 @@ def member_of(spec: InstanceSpec, compute: Compute, address: str) -> Member:
         host_id=socket.gethostname(),
         protocol_version=PROTOCOL_VERSION,
         block_size=engine.block_size,
-        # A longer answer would be refused at the door: its KV does not fit.
-        max_context_tokens=min(model.max_context_tokens, engine.num_blocks * engine.block_size),
+        max_context_tokens=min(model.max_context_tokens, capacity),
         num_blocks=engine.num_blocks,
     )
 
@@ -165,7 +169,9 @@ async def _serve(
         ready(parts.member.leader_address)
 
     life = Life(ready=is_ready, stop=parts.stop, drain=assembled.host.drain, drain_s=spec.drain_s)
-    loops: list[Loop] = [*assembled.loops, say_ready]
+    errors = CallbackErrors()
+    asyncio.get_running_loop().set_exception_handler(errors.handle)
+    loops: list[Loop] = [*assembled.loops, errors.run, say_ready]
     if spec.registry_url is None:
         await serve(server, loops, life)
         return

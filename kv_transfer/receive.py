@@ -98,6 +98,7 @@ class Receiver:
         """Credit as room is made, until the whole prompt has blocks."""
         credit = 0
         while credit < self.num_tokens:
+            self._check_attempt()
             if self.sink.num_missing_blocks or not self.sink.can_reserve:
                 await self.reserve(self.sink)
             else:
@@ -130,7 +131,7 @@ class Receiver:
         if isinstance(frame, Undecodable):
             raise KvLost(KvLostReason.CORRUPT, str(frame.error))
         if not isinstance(frame, FetchFrame):
-            raise KvLost(KvLostReason.PEER, "the source closed the stream early")
+            raise KvLost(KvLostReason.LEASE, "the source closed the stream early")
         return frame
 
     def _limit_read(self) -> None:

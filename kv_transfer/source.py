@@ -127,6 +127,8 @@ class Source:
     fence: Fence = NO_ATTEMPT
     """Of the prefill attempt; (0, 0) while awaited."""
     reader: Reader | None = None
+    newest_fetch: Fence = NO_ATTEMPT
+    """Of all readers, gone ones too: a decode that was replaced must not read again."""
     block_ids: tuple[int, ...] = ()
     num_tokens: int = 0
     num_chunk_tokens: int = 0
@@ -179,6 +181,7 @@ class Source:
         self._check_fence(reader.fence)
         self._advance(SourceEvent.FETCH)
         self.reader = reader
+        self.newest_fetch = reader.fence
         if self.state is SourceState.LEASED:
             self.expires_at_s = now_s + self.lease_ttl_s
         if self.frontier:
@@ -228,7 +231,7 @@ class Source:
         if now_s < self.expires_at_s or self.state is SourceState.ENDED:
             return False
         self.end(Outcome.EXPIRED)
-        return self.state is SourceState.ENDED
+        return self.outcome is Outcome.EXPIRED
 
     def begin_read(self, segment: Segment) -> Read:
         """Pin the blocks of one segment for a gather."""
@@ -252,7 +255,7 @@ class Source:
         reader.plan(self.layout, self.num_chunk_tokens, self.target_segment_bytes)
 
     def _check_fence(self, fence: Fence) -> None:
-        newest = max(self.fence, self.reader.fence) if self.reader else self.fence
+        newest = max(self.fence, self.newest_fetch)
         if fence < newest:
             raise StaleFence(f"{self.handoff_id}: {fence} is behind {newest}")
 

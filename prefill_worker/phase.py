@@ -125,7 +125,8 @@ class PrefillPhase:
             return False
         block_ids = parts.blocks.allocate(num_needed, BlockState.OWNED)
         num_chunk_tokens = min(job.num_tokens, parts.budget.step_tokens(self._num_others))
-        parts.book.started(job.source, block_ids, job.num_tokens, num_chunk_tokens)
+        is_on = parts.book.started(job.source, block_ids, job.num_tokens, num_chunk_tokens)
+        assert is_on, "a prompt whose source has ended has left the queue"
         job.block_ids = block_ids
         job.pins.append(parts.holds.hold(block_ids))
         job.layers = self._layers(num_chunk_tokens) if not job.only_first_token else job.layers

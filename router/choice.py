@@ -118,6 +118,7 @@ class Choice:
             self._is_acting = False
 
     def _do(self, action: Action) -> None:
+        logger.debug("do handoff_id=%s %s", self._request.handoff_id, type(action).__name__)
         match action:
             case Deliver():
                 if self._answer.deliver(action.position, action.token_ids):

@@ -19,7 +19,7 @@ from router.actions import (
 )
 from router.calls import WorkerCalls
 from router.flow import Flow
-from router.link import InstanceLink, Reader
+from router.link import Health, InstanceLink, Reader
 from router.surroundings import Surroundings
 from router.timeline import Timeline
 from rpc.convert import finish_reason_from_pb
@@ -148,6 +148,6 @@ class Crew:
 
     def _link(self, instance_id: InstanceId) -> InstanceLink:
         link = self._around.membership.get(instance_id)
-        if link is None:
+        if link is None or link.health is Health.LOST:
             raise PeerLost(f"{instance_id} left the cluster")
         return link

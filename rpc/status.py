@@ -1,5 +1,6 @@
 """Errors to gRPC statuses, and statuses to errors: the one place of each direction."""
 
+import asyncio
 import logging
 import secrets
 import traceback
@@ -66,17 +67,23 @@ async def status_boundary(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncI
     except grpc.aio.AbortError:
         raise  # decided already, further in
     except Exception as error:  # noqa: BLE001 - the edge: what passes here would leak or be lost
+        if all(isinstance(leaf, grpc.aio.InternalError) for leaf in _leaves(error)):
+            # The call went away under a write: as if cancelled a moment earlier.
+            raise asyncio.CancelledError from None
         await abort(context, our_error(error))
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BatonError) -> NoReturn:
     """End the call with `error`."""
     status = to_status(error)
-    await context.abort(
-        grpc.StatusCode[error.status],
-        status.message,
-        ((DETAILS_KEY, status.SerializeToString()),),
-    )
+    try:
+        await context.abort(
+            grpc.StatusCode[error.status],
+            status.message,
+            ((DETAILS_KEY, status.SerializeToString()),),
+        )
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None  # the call went away first
     raise AssertionError("abort raises")
 
 

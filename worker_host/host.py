@@ -81,6 +81,10 @@ class WorkerHost:
                 async with asyncio.timeout(LOOK_AGAIN_S):
                     await self._turned.wait()
 
+    async def report_health(self, is_well: bool) -> None:
+        """Tell health checks; who drains stays NOT_SERVING."""
+        await self._report(is_well and not self._door.is_draining)
+
     def _close_door(self) -> None:
         if not self._door.is_draining:
             logger.info("draining")

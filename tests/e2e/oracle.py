@@ -30,6 +30,8 @@ class Oracle:
     def __init__(self, model_dir: Path) -> None:
         self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
         self._model.eval()
+        # Whatever the checkpoint says: generate() takes what its argument leaves open from here.
+        self._model.generation_config = GenerationConfig()
 
     def answer(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
         """Greedy output tokens; end-of-sequence tokens are ordinary ones here."""

@@ -66,11 +66,8 @@ async def _refused_then_served(
         assert caught.value.code().name == status, caught.value.details()
         # Never the prompt itself.
         assert "xxxx" not in (caught.value.details() or "")
-        last = None
-        async for last in stub.Generate(VALID, timeout=60.0):
-            pass
-        assert last is not None
-        assert last.WhichOneof("event") == "finished"
+        events = [event async for event in stub.Generate(VALID, timeout=60.0)]
+        assert events[-1].WhichOneof("event") == "finished"
 
 
 @pytest.mark.parametrize("after_tokens", [0, 1, 30])

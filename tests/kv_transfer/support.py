@@ -39,7 +39,8 @@ SMALL = KvLayout(num_layers=4, num_kv_heads=2, head_dim=8, dtype="float32", bloc
 QUICK = HandoffConfig(target_segment_bytes=4096, max_segment_bytes=8192)
 """Many small segments."""
 
-Tamper = Callable[[bytes], bytes | None]
+Tamper = Callable[[bytes], bytes | tuple[bytes, ...] | None]
+"""What becomes of a frame on its way: another one, several, none."""
 
 
 class NumpyStore:
@@ -90,8 +91,8 @@ class _TamperingContext:
 
     async def write(self, frame: bytes) -> None:
         changed = self._tamper(frame)
-        if changed is not None:
-            await self._context.write(changed)
+        for each in (changed,) if isinstance(changed, bytes) else changed or ():
+            await self._context.write(each)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
@@ -257,7 +258,7 @@ async def lost(
     num_tokens: int,
     reserve: Callable[[Sink], Awaitable[None]] | None = None,
 ) -> KvLostReason:
-    """Why a run that must fail did; its sink is ended unless it may be retargeted."""
+    """Why a run that must fail did."""
     with pytest.raises(KvLost) as caught:
         await fetched(decode, prefill, sink, num_tokens, reserve)
     return caught.value.why

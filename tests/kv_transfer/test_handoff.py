@@ -98,9 +98,9 @@ async def test_many_at_once_in_both_directions() -> None:
 
 
 async def _hand_off(prefill: Instance, decode: Instance, handoff_id: HandoffId) -> None:
-    kv = prefill.prefill(40, handoff_id=handoff_id)
+    kv = prefill.prefill(30, handoff_id=handoff_id)
     sink = decode.sink(handoff_id=handoff_id)
-    await fetched(decode, prefill, sink, 40)
+    await fetched(decode, prefill, sink, 30)
     assert decode.take(sink) == kv
 
 

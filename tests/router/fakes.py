@@ -5,6 +5,7 @@ token by token.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -114,9 +115,10 @@ def fence_of(fence: types_pb2.Fence) -> tuple[int, int]:
 
 
 class Outbox:
-    """All news of one instance for the router; replayed until acknowledged."""
+    """All news of one instance for one router; replayed until acknowledged."""
 
     def __init__(self) -> None:
+        self.num_subscriptions = 0
         self.kept: list[workers_pb2.Output] = []
         self.num_sent = 0
         self.news = asyncio.Event()
@@ -153,7 +155,7 @@ class FakeInstance(
         self.address = ""
         self.leases: dict[str, Lease] = {}
         self.jobs: dict[str, Job] = {}
-        self.outbox = Outbox()
+        self.outboxes: defaultdict[str, Outbox] = defaultdict(Outbox)
         self.prefills: list[workers_pb2.PrefillRequest] = []
         self.decodes: list[workers_pb2.DecodeRequest] = []
         self.retargets: list[workers_pb2.RetargetRequest] = []
@@ -163,7 +165,6 @@ class FakeInstance(
         self.num_prefills_open = 0
         self.is_dead = False
         self.happened = asyncio.Condition()
-        self._subscription = 0
         self._server: grpc.aio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -190,7 +191,7 @@ class FakeInstance(
             task.cancel()
         for lease in self.leases.values():
             lease.ended.set()
-        self.leases, self.jobs, self.outbox = {}, {}, Outbox()
+        self.leases, self.jobs, self.outboxes = {}, {}, defaultdict(Outbox)
 
     def member(self) -> Member:
         return Member(
@@ -218,7 +219,7 @@ class FakeInstance(
 
     # --- prefill ----------------------------------------------------------------------------
 
-    async def Prefill(  # type: ignore[override]  # noqa: N802
+    async def Prefill(  # type: ignore[override]
         self, request: workers_pb2.PrefillRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[workers_pb2.PrefillEvent]:
         self.prefills.append(request)
@@ -262,14 +263,23 @@ class FakeInstance(
         yield workers_pb2.PrefillEvent(ended=workers_pb2.LeaseEnded(outcome=outcome))
 
     def lease_of(self, handoff_id: str, fence: tuple[int, int]) -> Lease:
+        """The lease of a Prefill call, which a Fetch may have come before."""
         lease = self.leases.get(handoff_id)
-        if lease is None or lease.fence < fence:
+        if lease is None or lease.ended.is_set() or (lease.fence[1] and lease.fence < fence):
             lease = self.leases[handoff_id] = Lease(fence)
+        lease.fence = fence
+        return lease
+
+    def fetch_of(self, handoff_id: str, fence: tuple[int, int]) -> Lease:
+        """What a Fetch waits for: the KV that is here, else that of a Prefill still to come."""
+        lease = self.leases.get(handoff_id)
+        if lease is None or (lease.ended.is_set() and lease.fence < fence):
+            lease = self.leases[handoff_id] = Lease((fence[0], 0))
         return lease
 
     # --- decode -----------------------------------------------------------------------------
 
-    async def Decode(  # type: ignore[override]  # noqa: N802
+    async def Decode(  # type: ignore[override]
         self, request: workers_pb2.DecodeRequest, context: grpc.aio.ServicerContext
     ) -> workers_pb2.DecodeReply:
         self.decodes.append(request)
@@ -282,7 +292,7 @@ class FakeInstance(
         self._start(job)
         return workers_pb2.DecodeReply()
 
-    async def Retarget(  # type: ignore[override]  # noqa: N802
+    async def Retarget(  # type: ignore[override]
         self, request: workers_pb2.RetargetRequest, context: grpc.aio.ServicerContext
     ) -> workers_pb2.RetargetReply:
         self.retargets.append(request)
@@ -299,7 +309,7 @@ class FakeInstance(
             self._start(job)
         return workers_pb2.RetargetReply()
 
-    async def Stop(  # type: ignore[override]  # noqa: N802
+    async def Stop(  # type: ignore[override]
         self, request: workers_pb2.StopRequest, context: grpc.aio.ServicerContext
     ) -> workers_pb2.StopReply:
         self.stops.append(request)
@@ -311,7 +321,7 @@ class FakeInstance(
         await self._tell()
         return workers_pb2.StopReply()
 
-    async def Subscribe(  # type: ignore[override]  # noqa: N802
+    async def Subscribe(  # type: ignore[override]
         self,
         request_iterator: AsyncIterator[workers_pb2.SubscribeRequest],
         context: grpc.aio.ServicerContext,
@@ -319,45 +329,47 @@ class FakeInstance(
         first = await anext(aiter(request_iterator))
         self.subscriptions.append(first)
         await self._tell()
-        self.outbox.num_sent = len(self.outbox.kept)
-        self.outbox.ack(first.acks)
-        self.outbox.num_sent = 0
-        self.outbox.news.set()
-        reader = asyncio.ensure_future(self._read_acks(request_iterator))
+        outbox = self.outboxes[first.router_id]
+        outbox.num_sent = len(outbox.kept)
+        outbox.ack(first.acks)
+        outbox.num_sent = 0
+        reader = asyncio.ensure_future(self._read_acks(request_iterator, outbox))
         try:
-            async for frame in self._frames():
+            async for frame in self._frames(outbox):
                 yield frame
         finally:
             reader.cancel()
 
     async def _read_acks(
-        self, messages: AsyncIterator[workers_pb2.SubscribeRequest]
+        self, messages: AsyncIterator[workers_pb2.SubscribeRequest], outbox: Outbox
     ) -> None:
         async for message in messages:
             self.acks.extend(message.acks)
-            self.outbox.ack(message.acks)
+            outbox.ack(message.acks)
             await self._tell()
 
-    async def _frames(self) -> AsyncIterator[workers_pb2.TokenFrame]:
-        self._subscription += 1
-        mine = self._subscription
-        while mine == self._subscription:
-            outbox = self.outbox
+    async def _frames(self, outbox: Outbox) -> AsyncIterator[workers_pb2.TokenFrame]:
+        outbox.num_subscriptions += 1
+        mine = outbox.num_subscriptions
+        while mine == outbox.num_subscriptions:
             outbox.news.clear()
             new = outbox.kept[outbox.num_sent :]
             outbox.num_sent = len(outbox.kept)
             if not self.script.mute:
                 yield workers_pb2.TokenFrame(outputs=new, load=self.load)
+            if outbox.num_sent < len(outbox.kept):
+                continue
             try:
                 async with asyncio.timeout(0.5):
                     await outbox.news.wait()
             except TimeoutError:
                 continue
 
-    def drop_subscription(self) -> None:
-        """End the stream without ending the process."""
-        self._subscription += 1
-        self.outbox.news.set()
+    def drop_subscriptions(self) -> None:
+        """End the streams without ending the process."""
+        for outbox in self.outboxes.values():
+            outbox.num_subscriptions += 1
+            outbox.news.set()
 
     def _start(self, job: Job) -> None:
         if job.task is not None:
@@ -406,7 +418,7 @@ class FakeInstance(
         source = self.peers.get(job.source_id)
         if source is None or source.is_dead:
             return False
-        lease = source.lease_of(job.work.handoff_id, (job.fence[0], 0))
+        lease = source.fetch_of(job.work.handoff_id, job.fence)
         sampled = asyncio.ensure_future(lease.sampled.wait())
         ended = asyncio.ensure_future(lease.ended.wait())
         try:
@@ -423,7 +435,7 @@ class FakeInstance(
         return True
 
     def _say(self, job: Job, **news: object) -> None:
-        self.outbox.put(
+        self.outboxes[job.work.router_id].put(
             workers_pb2.Output(
                 handoff_id=job.work.handoff_id,
                 fence=types_pb2.Fence(epoch=job.fence[0], attempt=job.fence[1]),
@@ -433,7 +445,7 @@ class FakeInstance(
 
     # --- books ------------------------------------------------------------------------------
 
-    async def Status(  # type: ignore[override]  # noqa: N802
+    async def Status(  # type: ignore[override]
         self, request: cluster_pb2.StatusRequest, context: grpc.aio.ServicerContext
     ) -> cluster_pb2.StatusReply:
         own = cluster_pb2.InstanceStatus(
@@ -441,7 +453,7 @@ class FakeInstance(
         )
         return cluster_pb2.StatusReply(instances=[own])
 
-    async def Drain(  # type: ignore[override]  # noqa: N802
+    async def Drain(  # type: ignore[override]
         self, request: cluster_pb2.DrainRequest, context: grpc.aio.ServicerContext
     ) -> cluster_pb2.DrainReply:
         return cluster_pb2.DrainReply()

@@ -75,7 +75,7 @@ class Batch:
         if num_missing > 0:
             job.block_ids += node.blocks.allocate(num_missing, BlockState.OWNED)
         if node.world.random() < node.world.profile.error:
-            node.network.send(None, node.router.on_error, job.spec, node, job.sink.fence)
+            node.network.send(None, node.router.on_decode_error, job.spec, node, job.sink.fence)
         return True
 
     def _send(self, job: "Job") -> None:

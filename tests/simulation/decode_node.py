@@ -1,7 +1,6 @@
 """A decode instance: reserves blocks, fetches, commits, and decodes."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from core.blocks import BlockState
 from core.errors import StaleFence, WrongState
@@ -17,9 +16,6 @@ from tests.simulation.network import Network, Node
 from tests.simulation.prefill_node import PrefillNode
 from tests.simulation.profile import LEASE, TICK_S
 from tests.simulation.world import World
-
-if TYPE_CHECKING:
-    from tests.simulation.router_model import Router
 
 WANTS_ROOM = (SinkState.RESERVING, SinkState.RECEIVING)
 
@@ -58,8 +54,6 @@ class Job:
 class DecodeNode(Node):
     """Walks Sink machines."""
 
-    router: "Router"
-
     def __init__(self, world: World, network: Network, name: str, num_blocks: int) -> None:
         super().__init__(world, name, num_blocks)
         self.network = network
@@ -88,9 +82,7 @@ class DecodeNode(Node):
         self.fetching.open(job, source)
         return None
 
-    def on_retarget(
-        self, spec: Spec, fence: Fence, source: PrefillNode, num_forced: int
-    ) -> None:
+    def on_retarget(self, spec: Spec, fence: Fence, source: PrefillNode, num_forced: int) -> None:
         """Another prefill will deliver."""
         job = self.jobs.get(spec.handoff_id)
         refused = self.router.on_retarget_refused

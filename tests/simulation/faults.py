@@ -37,7 +37,8 @@ class Faults:
     def _crash(self) -> bool | None:
         """An instance loses everything; others find out when they do."""
         world = self._world
-        node = world.rng.choice([*self._prefills, *self._decodes])
+        nodes: list[PrefillNode | DecodeNode] = [*self._prefills, *self._decodes]
+        node = world.rng.choice(nodes)
         if not node.is_alive:
             return False
         if isinstance(node, PrefillNode):

@@ -1,35 +1,21 @@
 """The sink's end of Fetch streams: every frame of every attempt reaches the machine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from core.handoff import SinkState
 from core.kv_layout import KvRange
-from core.request import Fence
 from kv_transfer.sink import Sink, Write
 from tests.simulation.checks import RuleBroken
 from tests.simulation.content import digest
 from tests.simulation.profile import LEASE, PROGRESS, RETARGET_WAIT, TICK_S
+from tests.simulation.streams import Stream, snapshot
 
 if TYPE_CHECKING:
     from tests.simulation.decode_node import DecodeNode, Job
     from tests.simulation.prefill_node import PrefillNode
 
 WAITING_FOR_PEER = (SinkState.WAITING, SinkState.RESERVING, SinkState.RECEIVING)
-
-
-@dataclass(slots=True, eq=False)
-class Stream:
-    """One Fetch, also after it was replaced."""
-
-    stream_id: int
-    fence: Fence
-    job: "Job"
-    source: "PrefillNode"
-
-    def __str__(self) -> str:
-        return f"stream{self.stream_id}:{self.job}"
 
 
 class Fetching:
@@ -48,9 +34,7 @@ class Fetching:
         stream_id = node.router.next_stream_id()
         job.source, job.stream_id, job.progress_at_s = source, stream_id, node.world.now_s
         stream = self._streams[stream_id] = Stream(stream_id, sink.fence, job, source)
-        node.network.send(
-            source, source.sending.on_open, stream_id, job.spec, sink.fence, node
-        )
+        node.network.send(source, source.sending.on_open, stream_id, job.spec, sink.fence, node)
         node.later(PROGRESS, self._check_progress, stream)
         node.later(LEASE // 3, self._renew, stream)
         node.world.rogue.toward_sink(node, stream)
@@ -95,9 +79,9 @@ class Fetching:
             return False
         if stream.fence == stream.job.sink.fence:
             return handle(stream, *args)
-        before = _snapshot(stream.job)
+        before = snapshot(stream.job)
         happened = handle(stream, *args)
-        if _snapshot(stream.job) != before:
+        if snapshot(stream.job) != before:
             raise RuleBroken(f"{handle.__name__} of {stream.fence} changed {stream.job}")
         return happened
 
@@ -209,17 +193,3 @@ class Fetching:
             self._node.network.send(to, to.on_renew, *args)
         self._node.later(LEASE // 3, self._renew, stream)
         return None
-
-
-def _snapshot(job: "Job") -> tuple[object, ...]:
-    sink = job.sink
-    return (
-        sink.state,
-        sink.fence,
-        sink.block_ids,
-        sink.num_tokens,
-        sink.num_refetches,
-        sink.num_commits,
-        sink.expected_digest,
-        job.num_writing,
-    )

@@ -1,14 +1,19 @@
 """Messages that are lost, late, repeated and out of order, and the nodes they reach."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.simulation.profile import TICK_S
-from tests.simulation.watch import WatchedAllocator
 from tests.simulation.world import Action, World
+
+if TYPE_CHECKING:
+    from tests.simulation.router_model import Router
+    from tests.simulation.watch import WatchedAllocator
 
 
 class Node:
     """An instance: loses everything in a crash, and comes back as a new incarnation."""
+
+    router: "Router"
 
     def __init__(self, world: World, name: str, num_blocks: int) -> None:
         self.world = world
@@ -25,6 +30,10 @@ class Node:
         """Start with nothing."""
         self.blocks = self.world.parts.allocator(self.num_blocks, self.world.changed)
 
+    def num_remembered(self) -> int:
+        """Handoffs and tombstones: none, at the end of time."""
+        raise NotImplementedError
+
     def settle(self) -> None:
         """Use room that an event may have made."""
         raise NotImplementedError
@@ -35,8 +44,9 @@ class Node:
         self.incarnation += 1
 
     def restart(self) -> None:
-        """Come back."""
+        """Come back; what was sent to the dead does not reach the living."""
         self.is_alive = True
+        self.incarnation += 1
         self.boot()
 
     def later(self, num_ticks: int, action: Action, *args: Any) -> None:

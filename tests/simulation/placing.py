@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from core.lifecycle import TERMINAL, Event, State
 from core.request import Fence
+from tests.simulation.content import Spec
 from tests.simulation.decode_node import DecodeNode
 from tests.simulation.network import Network, Node
 from tests.simulation.prefill_node import PrefillNode
@@ -38,6 +39,20 @@ class Placing:
             request.is_placing = True
             self._world.after(self._world.ticks(1, 8), self._place, request, request.epoch)
 
+    def release_prefill(self, request: Request) -> None:
+        """Its KV is not wanted any more."""
+        side = request.prefill
+        if side is not None and not side.is_lost:
+            args = (request.spec.handoff_id, request.fence, False)
+            self._network.send(side.node, side.node.on_release, *args)
+
+    def stop_decode(self, request: Request) -> None:
+        """Whatever it does for this request is not wanted any more."""
+        side = request.decode
+        if side is not None and not side.is_lost:
+            args = (request.spec.handoff_id, request.fence)
+            self._network.send(side.node, side.node.on_stop, *args)
+
     def _place(self, request: Request, epoch: int) -> bool | None:
         if epoch != request.epoch:
             return False
@@ -63,28 +78,31 @@ class Placing:
     def _start(
         self, request: Request, prefill: PrefillNode | None, decode: DecodeNode | None
     ) -> None:
-        spec, fence, world = request.spec, request.fence, self._world
         if prefill is not None:
-            request.prefill = PrefillSide(prefill, fence, len(request.delivered))
-            args = (spec, fence, len(request.delivered), request.is_last)
-            self._network.send(prefill, prefill.on_prefill, *args)
-        source = request.prefill
-        assert source is not None
-        if decode is not None:
-            request.decode = DecodeSide(decode, fence)
-            # What was forced on the prefill, even if more is delivered by now.
-            args = (spec, fence, source.node, source.num_forced)
-            self._network.send(decode, decode.on_decode, *args)
-        elif request.is_last:
-            self._router.stop_decode(request)
+            self._start_prefill(request, prefill)
+        if request.is_last:
+            self.stop_decode(request)
+        elif decode is not None:
+            self._start_decode(request, decode)
         elif request.decode is not None:
-            node = request.decode.node
-            args = (spec, fence, source.node, source.num_forced)
-            self._network.send(node, node.on_retarget, *args)
+            self._retarget(request, request.decode.node)
+        world, fence = self._world, request.fence
         is_slow = world.random() < 0.15
         delay = world.ticks(12, 80) if is_slow else world.ticks(1, 12)
         world.after(delay, self._placed, request, fence)
         world.after(ATTEMPT, self._check, request, fence)
+
+    def _start_prefill(self, request: Request, node: PrefillNode) -> None:
+        spec, fence, num_forced = request.spec, request.fence, len(request.delivered)
+        request.prefill = PrefillSide(node, fence, num_forced)
+        self._network.send(node, node.on_prefill, spec, fence, num_forced, request.is_last)
+
+    def _start_decode(self, request: Request, node: DecodeNode) -> None:
+        request.decode = DecodeSide(node, request.fence)
+        self._network.send(node, node.on_decode, *_decode_args(request))
+
+    def _retarget(self, request: Request, node: DecodeNode) -> None:
+        self._network.send(node, node.on_retarget, *_decode_args(request))
 
     def _placed(self, request: Request, fence: Fence) -> bool | None:
         """The calls were started."""
@@ -98,3 +116,10 @@ class Placing:
         if fence != request.fence or request.state not in UNCOMMITTED:
             return False
         return self._router.lose_prefill(request, Event.PREFILL_LOST)
+
+
+def _decode_args(request: Request) -> tuple[Spec, Fence, PrefillNode, int]:
+    """Forced is what was forced on the prefill, even if more is delivered by now."""
+    source = request.prefill
+    assert source is not None
+    return request.spec, request.fence, source.node, source.num_forced

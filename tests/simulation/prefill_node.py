@@ -1,25 +1,22 @@
 """A prefill instance: computes in threads, keeps KV under leases in the real SourceBook."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from core.blocks import BlockState
 from core.config import HandoffConfig
 from core.errors import BatonError
+from core.handoff import SourceState
 from core.ids import HandoffId
 from core.kv_layout import KvRange
 from core.request import Fence
 from engine.block_allocator import Pin
 from kv_transfer.book import SourceBook
-from kv_transfer.source import FirstToken, Outcome, Source, SourceState
+from kv_transfer.source import FirstToken, Outcome, Source
 from tests.simulation.content import LAYOUT, Spec, cells
 from tests.simulation.network import Network, Node
 from tests.simulation.profile import AWAIT, LEASE, TICK_S
 from tests.simulation.sending import Sending
 from tests.simulation.world import World
-
-if TYPE_CHECKING:
-    from tests.simulation.router_model import Router
 
 CHUNK_TOKENS = 4
 
@@ -45,8 +42,6 @@ class Job:
 class PrefillNode(Node):
     """Walks Source machines."""
 
-    router: "Router"
-
     def __init__(self, world: World, network: Network, name: str, num_blocks: int) -> None:
         super().__init__(world, name, num_blocks)
         self.network = network
@@ -66,9 +61,7 @@ class PrefillNode(Node):
         self._waiting: list[tuple[Job, Source]] = []
         self._is_reaping = False
 
-    def on_prefill(
-        self, spec: Spec, fence: Fence, num_forced: int, only_first_token: bool
-    ) -> None:
+    def on_prefill(self, spec: Spec, fence: Fence, num_forced: int, only_first_token: bool) -> None:
         """The router's call."""
         job, handoff_id = Job(spec, fence, num_forced, only_first_token), spec.handoff_id
         try:
@@ -141,7 +134,7 @@ class PrefillNode(Node):
     def _step(self, job: Job, source: Source, tokens: range, layer: int) -> None:
         """One layer of one chunk, in the step thread."""
         if self.world.random() < self.world.profile.error * 0.3:
-            self.network.send(None, self.router.on_error, job.spec, self, job.fence)
+            self.network.send(None, self.router.on_prefill_error, job.spec, self, job.fence)
         piece = KvRange(range(layer, layer + 1), tokens)
         size = LAYOUT.block_size
         ids = source.block_ids[tokens.start // size : LAYOUT.num_blocks(tokens.stop)]

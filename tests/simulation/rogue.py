@@ -8,8 +8,8 @@ from tests.simulation.profile import Profile
 
 if TYPE_CHECKING:
     from tests.simulation.decode_node import DecodeNode
-    from tests.simulation.fetching import Stream
     from tests.simulation.prefill_node import PrefillNode
+    from tests.simulation.streams import Stream
     from tests.simulation.world import World
 
 WRONG = 4711

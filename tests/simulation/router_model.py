@@ -4,6 +4,7 @@ from core.handoff import SinkState
 from core.lifecycle import TERMINAL, Event, State
 from core.request import Fence
 from kv_transfer.source import Outcome
+from tests.simulation.clients import Clients
 from tests.simulation.content import Spec
 from tests.simulation.coverage import LIFECYCLE
 from tests.simulation.decode_node import DecodeNode, Job
@@ -22,6 +23,7 @@ class Router:
         self._world = world
         self._network = network
         self._num_streams = 0
+        self._clients = Clients(self, world)
         self.placing = Placing(self, world, network)
         self.requests: list[Request] = []
 
@@ -48,7 +50,7 @@ class Router:
         request.epoch, request.attempt, request.state = request.epoch + 1, 0, State.QUEUED
         request.prefill = request.decode = None
         request.is_placing = False
-        self._find_stop_string(request)
+        self._clients.find_stop_string(request)
         self.placing.soon(request)
         return None
 
@@ -75,7 +77,7 @@ class Router:
         request = self.requests[spec.index]
         if not request.is_from_prefill(node, fence):
             return False
-        self._deliver(request, position, (token,))
+        self._clients.deliver(request, position, (token,))
         is_last = position == spec.num_output_tokens - 1
         return self.happen(request, Event.STOPPED if is_last else Event.PREFILLED)
 
@@ -110,7 +112,7 @@ class Router:
             return False
         self._committed(request, node, fence)
         request.heard_at_s = self._world.now_s
-        self._deliver(request, first, tokens)
+        self._clients.deliver(request, first, tokens)
         self._network.send(node, node.batch.on_ack, job, len(request.delivered))
         if first + len(tokens) >= spec.num_output_tokens:
             self.happen(request, Event.STOPPED)
@@ -137,18 +139,15 @@ class Router:
         request = self.requests[spec.index]
         return request.is_from_decode(node, fence) and self.lose_decode(request)
 
-    def on_error(
-        self, spec: Spec, node: PrefillNode | DecodeNode, fence: Fence
-    ) -> bool | None:
-        """An error that no retry mends, from either side."""
+    def on_prefill_error(self, spec: Spec, node: PrefillNode, fence: Fence) -> bool | None:
+        """One that no retry mends."""
         request = self.requests[spec.index]
-        is_prefill = isinstance(node, PrefillNode)
-        is_valid = (
-            request.is_from_prefill(node, fence)
-            if is_prefill
-            else request.is_from_decode(node, fence)
-        )
-        return is_valid and self.happen(request, Event.REFUSED)
+        return request.is_from_prefill(node, fence) and self.happen(request, Event.REFUSED)
+
+    def on_decode_error(self, spec: Spec, node: DecodeNode, fence: Fence) -> bool | None:
+        """As above."""
+        request = self.requests[spec.index]
+        return request.is_from_decode(node, fence) and self.happen(request, Event.REFUSED)
 
     # What follows.
 
@@ -161,8 +160,8 @@ class Router:
         request.state = state
         if is_over:
             request.ended_at_s = self._world.now_s
-            self._release_prefill(request)
-            self.stop_decode(request)
+            self.placing.release_prefill(request)
+            self.placing.stop_decode(request)
         return True
 
     def lose_prefill(self, request: Request, event: Event) -> bool:
@@ -170,7 +169,7 @@ class Router:
         side, before = request.prefill, request.state
         happened = self.happen(request, event)
         if side is not None and not side.is_lost and before in UNCOMMITTED:
-            self._release_prefill(request)
+            self.placing.release_prefill(request)
             side.is_lost = True
             self.placing.soon(request)
         return happened
@@ -182,7 +181,7 @@ class Router:
             return False
         happened = self.happen(request, Event.DECODE_LOST)
         if before not in TERMINAL:
-            self.stop_decode(request)
+            self.placing.stop_decode(request)
             side.is_lost = True
             if before is State.DECODING and request.prefill is not None:
                 request.prefill.is_lost = True
@@ -196,37 +195,7 @@ class Router:
             self._world.checks.accepted(request.spec.handoff_id, fence, str(node))
             self._world.after(SILENCE, self._check_silence, request, request.fence)
             if fence != request.fence:
-                self._release_prefill(request)
-
-    def _deliver(self, request: Request, first: int, tokens: tuple[int, ...]) -> None:
-        num_known = len(request.delivered) - first
-        if num_known < 0 or request.state in TERMINAL:
-            return  # a gap: an earlier message is still under way
-        for token in tokens[num_known:]:
-            if len(request.delivered) == request.spec.num_wanted_tokens:
-                return
-            self._world.checks.delivered(request.spec, request.delivered, token)
-            request.delivered.append(token)
-            self._find_stop_string(request)
-
-    def _find_stop_string(self, request: Request) -> None:
-        """Text lags behind tokens: the end is noticed a little later."""
-        spec = request.spec
-        if len(request.delivered) == spec.num_wanted_tokens < spec.num_output_tokens:
-            self._world.after(self._world.ticks(1, 24), self.happen, request, Event.STOPPED)
-
-    def _release_prefill(self, request: Request) -> None:
-        side = request.prefill
-        if side is not None and not side.is_lost:
-            args = (request.spec.handoff_id, request.fence, False)
-            self._network.send(side.node, side.node.on_release, *args)
-
-    def stop_decode(self, request: Request) -> None:
-        """Whatever it does for this request is not wanted."""
-        side = request.decode
-        if side is not None and not side.is_lost:
-            args = (request.spec.handoff_id, request.fence)
-            self._network.send(side.node, side.node.on_stop, *args)
+                self.placing.release_prefill(request)
 
     def _check_silence(self, request: Request, fence: Fence) -> bool | None:
         if fence != request.fence or request.state is not State.DECODING:

@@ -49,6 +49,9 @@ class Simulation:
         Faults(world, network, self.router, self.prefills, self.decodes)
         self._arrive()
 
+    def __str__(self) -> str:
+        return "clients"
+
     def run(self) -> None:
         """To the end of time; then nothing may be left."""
         self.world.run()
@@ -107,6 +110,15 @@ class Result:
     failure: str = ""
     """Of the first seed that broke a rule, with its trace."""
     failed_seed: int | None = None
+
+    def summary(self) -> str:
+        """For people."""
+        ends = ", ".join(f"{n} {end}" for end, n in sorted(self.ends.items()))
+        mean = self.num_events / max(1, self.num_seeds)
+        return (
+            f"{self.num_seeds} seeds of {mean:.0f} events (fewest {self.fewest_events}); "
+            f"requests: {ends}"
+        )
 
     def add(self, other: "Result") -> None:
         """Sum up."""

@@ -49,9 +49,7 @@ class Sending:
     def __str__(self) -> str:
         return f"{self._node}.sending"
 
-    def on_open(
-        self, stream_id: int, spec: Spec, fence: Fence, peer: "DecodeNode"
-    ) -> bool | None:
+    def on_open(self, stream_id: int, spec: Spec, fence: Fence, peer: "DecodeNode") -> bool | None:
         """A decode instance wants this handoff's KV."""
         node = self._node
         if stream_id in self._opened:

@@ -1,0 +1,105 @@
+"""A router over scripted instances, all in this process, everything over real sockets."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from core.config import RouterConfig
+from core.ids import RouterId
+from registry.memory import MemoryRegistry
+from router.client import AsyncClient
+from router.server import run_router
+from router.spec import RouterSpec
+from tests.router.fakes import BOUND_S, FakeInstance, instances, write_tokenizer
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_tokenizer(folder)
+    return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningRouter:
+    address: str
+    stop: asyncio.Event
+    task: "asyncio.Task[None]"
+
+
+@dataclass(slots=True, eq=False)
+class Stage:
+    """What a test of a router has at hand."""
+
+    peers: dict[str, FakeInstance]
+    registry: MemoryRegistry
+    routers: list[RunningRouter]
+    client: AsyncClient
+
+    def __getitem__(self, name: str) -> FakeInstance:
+        return self.peers[name]
+
+    async def join(self, peer: FakeInstance) -> None:
+        await self.registry.announce(peer.member(), ttl_s=60.0)
+
+
+OpenStage = Callable[..., Awaitable[Stage]]
+
+
+@pytest.fixture
+async def stage(model_dir: Path) -> AsyncIterator[OpenStage]:
+    """Call it with the roles of the instances and, perhaps, another RouterConfig."""
+    async with AsyncExitStack() as stack:
+
+        async def open_stage(
+            roles: str = "pd", *, config: RouterConfig | None = None, num_routers: int = 1
+        ) -> Stage:
+            peers = await stack.enter_async_context(instances(roles))
+            registry = MemoryRegistry()
+            for peer in peers.values():
+                await registry.announce(peer.member(), ttl_s=60.0)
+            routers = [
+                await stack.enter_async_context(_router(i, model_dir, registry, config))
+                for i in range(num_routers)
+            ]
+            for peer in peers.values():
+                await peer.until(lambda p: len(p.subscriptions) >= num_routers)
+            addresses = [router.address for router in routers]
+            client = await stack.enter_async_context(AsyncClient(addresses))
+            return Stage(peers, registry, routers, client)
+
+        yield open_stage
+
+
+@asynccontextmanager
+async def _router(
+    index: int, model_dir: Path, registry: MemoryRegistry, config: RouterConfig | None
+) -> AsyncIterator[RunningRouter]:
+    spec = RouterSpec(
+        router_id=RouterId(f"router-{index}"),
+        model_dir=model_dir,
+        registry_url="",
+        cluster="test",
+        config=config or RouterConfig(),
+        drain_s=1.0,
+    )
+    stop, address = asyncio.Event(), asyncio.get_running_loop().create_future()
+    task = asyncio.ensure_future(
+        run_router(spec, stop=stop, ready=address.set_result, registry=registry)
+    )
+    try:
+        async with asyncio.timeout(BOUND_S):
+            await asyncio.wait({task, address}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+        yield RunningRouter(address=await address, stop=stop, task=task)
+    finally:
+        stop.set()
+        async with asyncio.timeout(BOUND_S):
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
