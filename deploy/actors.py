@@ -25,7 +25,8 @@ class ServiceThread:
         self._main = main
         self._ready = threading.Event()
         self._address = ""
-        self._loop = asyncio.new_event_loop()
+        # Where uvloop is installed Ray makes it the default, and gRPC's servers do not end on it.
+        self._loop = asyncio.DefaultEventLoopPolicy().new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()

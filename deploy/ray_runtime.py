@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def private_ray(*, num_cpus: int, num_gpus: int = 0) -> Iterator[Any]:
     Ray reads its settings from the environment of this process alone, at import and at init.
     """
     folder = Path(tempfile.mkdtemp(prefix="baton-", dir=_short_folder()))
-    previous = _set_environment({**_ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    previous = _set_environment({**_ENVIRONMENT, "RAY_AUTH_TOKEN": _token()})
     ray = importlib.import_module("ray")
     try:
         ray.init(
@@ -61,6 +62,12 @@ def private_ray(*, num_cpus: int, num_gpus: int = 0) -> Iterator[Any]:
         _set_environment(previous)
         shutil.rmtree(folder, ignore_errors=True)
         logger.info("ray stopped: %s", folder)
+
+
+@cache
+def _token() -> str:
+    """Ray reads its token once in the life of a process, whatever the environment says later."""
+    return secrets.token_hex(32)
 
 
 def _short_folder() -> str | None:

@@ -141,13 +141,14 @@ class Flow:
         return self._take_actions()
 
     def prefill_failed(self, attempt: int, error: BatonError) -> list[Action]:
-        """The Prefill stream ended, before anybody took the KV."""
-        if self._is_prefill(attempt):
-            if self.state is not State.DECODING and _is_final(error):
-                self.prefill = None
-                self._fail(error)
-            else:
-                self._lose_prefill(Event.PREFILL_LOST, error, cancel=False)
+        """The Prefill stream ended; it matters unless somebody has taken the KV."""
+        if self.prefill is None or not self._is_prefill(attempt) or self.prefill.kv_taken:
+            return self._take_actions()
+        if self.state is not State.DECODING and _is_final(error):
+            self.prefill = None
+            self._fail(error)
+        else:
+            self._lose_prefill(Event.PREFILL_LOST, error, cancel=False)
         return self._take_actions()
 
     def decode_refused(

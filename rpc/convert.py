@@ -162,6 +162,8 @@ def work_to_pb(work: WorkRequest) -> workers_pb2.WorkRequest:
 
 def work_from_pb(message: workers_pb2.WorkRequest, spec: ModelSpec) -> WorkRequest:
     """One attempt, checked against the bounds of the model that is to serve it."""
+    # First: how many tokens may be forced follows from it.
+    stop = stop_from_pb(message.stop, spec)
     bounds = Bounds()
     bounds.number("child_index", message.child_index, 0, MAX_NUM_CHOICES - 1)
     bounds.above("timeout_s", message.timeout_s, 0.0, MAX_TIMEOUT_S)
@@ -175,7 +177,7 @@ def work_from_pb(message: workers_pb2.WorkRequest, spec: ModelSpec) -> WorkReque
         prompt_token_ids=tuple(message.prompt_token_ids),
         output_token_ids=tuple(message.output_token_ids),
         sampling=sampling_from_pb(message.sampling, spec.vocab_size),
-        stop=stop_from_pb(message.stop, spec),
+        stop=stop,
         child_index=message.child_index,
         timeout_s=message.timeout_s,
         fingerprint=Fingerprint(message.fingerprint),
@@ -196,11 +198,11 @@ def _check_tokens(bounds: Bounds, message: workers_pb2.WorkRequest, spec: ModelS
     limit, max_tokens = spec.max_context_tokens, message.stop.max_tokens
     if bounds.count("prompt_token_ids", prompt, 1, limit):
         bounds.token_ids("prompt_token_ids", prompt, spec.vocab_size)
-        if max_tokens >= 1 and len(prompt) + max_tokens > limit:
+        if len(prompt) + max_tokens > limit:
             bounds.refuse(
                 "stop.max_tokens",
                 f"{len(prompt)} prompt tokens and {max_tokens} more exceed the context of {limit}",
             )
     # All of them delivered already would leave nothing to compute.
-    if bounds.count("output_token_ids", forced, 0, max(0, min(limit, max_tokens - 1))):
+    if bounds.count("output_token_ids", forced, 0, max_tokens - 1):
         bounds.token_ids("output_token_ids", forced, spec.vocab_size)

@@ -9,7 +9,8 @@ from core.clock import Clock
 logger = logging.getLogger(__name__)
 
 STEP_TIMEOUT_S = 20.0
-"""Ten times the longest step seen: 256 prompt tokens of SmolLM2 on one busy core took 2 s."""
+"""Ten times the longest step seen: 256 prompt tokens of SmolLM2 took 0.9 s on one core, 2 s on a
+busy one."""
 LOOK_EVERY_S = 2.0
 
 

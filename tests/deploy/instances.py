@@ -24,7 +24,7 @@ from rpc.pb import workers_pb2 as pb
 from rpc.pb.cluster_pb2 import InstanceStatus, StatusRequest
 from rpc.pb.cluster_pb2_grpc import ClusterStub
 from rpc.pb.workers_pb2_grpc import DecodeWorkerStub, PrefillWorkerStub
-from rpc.serve import Life, bind, build, serve
+from rpc.serve import Life, Server, bind, build, serve
 from tests.worker_host.fake_engine import FAKE_SPEC, FINGERPRINT, MODEL_DIR, FakeRunner
 
 WAIT_S = 10.0
@@ -46,6 +46,7 @@ class Running:
     address: str
     runner: FakeRunner
     assembled: Assembled
+    server: Server
     channel: grpc.aio.Channel
     task: asyncio.Task[None]
 
@@ -64,6 +65,10 @@ class Running:
         """Its decode service."""
         return DecodeWorkerStub(self.channel)
 
+    async def kill(self) -> None:
+        """Break all its connections."""
+        await self.server.grpc.stop(None)
+
     async def status(self) -> InstanceStatus:
         """As it tells others."""
         reply = await ClusterStub(self.channel).Status(StatusRequest())
@@ -79,13 +84,16 @@ class Running:
 
 @asynccontextmanager
 async def instance(
-    role: Role, config: Config = CONFIG, name: str = "instance"
+    role: Role, config: Config = CONFIG, compute: Compute | None = None
 ) -> AsyncIterator[Running]:
-    """Run one with the fake engine until the block ends."""
+    """Run one until the block ends, with the fake engine unless another is given."""
     engine = config.engine
     runner = FakeRunner(engine.num_blocks, engine.block_size)
-    compute = Compute(model=FAKE_SPEC, runner=runner, store=runner.store, fingerprint=FINGERPRINT)
-    spec = InstanceSpec(instance_id=InstanceId(name), role=role, model_dir=MODEL_DIR, config=config)
+    fake = Compute(model=FAKE_SPEC, runner=runner, store=runner.store, fingerprint=FINGERPRINT)
+    compute = compute or fake
+    spec = InstanceSpec(
+        instance_id=InstanceId("instance"), role=role, model_dir=MODEL_DIR, config=config
+    )
     stop, is_ready = asyncio.Event(), asyncio.Event()
     channels = ChannelPool()
     with ThreadPoolExecutor(1) as step_thread, ThreadPoolExecutor(2) as copies:
@@ -115,6 +123,7 @@ async def instance(
                     address=address,
                     runner=runner,
                     assembled=assembled,
+                    server=server,
                     channel=channel,
                     task=task,
                 )

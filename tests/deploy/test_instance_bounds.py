@@ -32,14 +32,16 @@ LONG = tuple(range(1, 27))
 
 async def refused(call: "asyncio.Future[object] | grpc.aio.Call") -> grpc.aio.AioRpcError:
     """How a call failed."""
-    with pytest.raises(grpc.aio.AioRpcError) as error:
+    try:
         async with asyncio.timeout(WAIT_S):
             if isinstance(call, grpc.aio.UnaryStreamCall):
                 async for _ in call:
                     pass
             else:
                 await call
-    return error.value
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError("the call was not refused")
 
 
 # --- refused at the door ----------------------------------------------------------------------
@@ -102,7 +104,7 @@ async def test_a_later_attempt_supersedes() -> None:
         older = prefill.prefill.Prefill(prefill_request(work(attempt=1)))
         await older.read()
         newer = prefill.prefill.Prefill(prefill_request(work(attempt=2)))
-        told = [event async for event in older]
+        told = [await older.read() for _ in range(2)]
         assert told[-1].ended.outcome == pb.LEASE_OUTCOME_SUPERSEDED
         newer.cancel()
         await prefill.all_returned()
@@ -180,17 +182,20 @@ async def test_a_router_that_acknowledges_nothing_loses_its_requests() -> None:
 
 
 async def test_a_killed_prefill_is_told_as_lost() -> None:
-    async with AsyncExitStack() as stack:
-        decode = await stack.enter_async_context(instance(Role.DECODE))
-        router = await stack.enter_async_context(subscribed(decode))
-        async with instance(Role.PREFILL) as prefill:
-            with prefill.runner.holding(after_layer=0):
-                await decode.decode.Decode(decode_request(work(), prefill))
-                prefill.prefill.Prefill(prefill_request(work()))
-                await prefill.runner.held()
-        heard = router.heard(work().handoff_id)
-        await router.until(lambda: bool(heard.kv_lost))
-        assert heard.outputs[0].kv_lost == pb.KV_LOST_REASON_PEER
+    async with (
+        instance(Role.PREFILL) as prefill,
+        instance(Role.DECODE) as decode,
+        subscribed(decode) as router,
+    ):
+        with prefill.runner.holding(after_layer=0):
+            await decode.decode.Decode(decode_request(work(), prefill))
+            call = prefill.prefill.Prefill(prefill_request(work()))
+            await prefill.runner.held()
+            await prefill.kill()
+            heard = router.heard(work().handoff_id)
+            await router.until(lambda: bool(heard.kv_lost))
+            assert heard.outputs[0].kv_lost == pb.KV_LOST_REASON_PEER
+        assert (await refused(call)).code() is grpc.StatusCode.UNAVAILABLE
 
 
 # --- memory -----------------------------------------------------------------------------------
@@ -275,11 +280,15 @@ async def test_a_drain_refuses_the_new_and_finishes_the_old() -> None:
 
 
 async def test_a_step_that_fails_ends_the_instance() -> None:
-    with pytest.raises(ExceptionGroup) as raised:
+    async def run() -> None:
         async with instance(Role.PREFILL) as prefill:
             prefill.runner.error = ArithmeticError("broken")
-            prefill.prefill.Prefill(prefill_request(work()))
+            call = prefill.prefill.Prefill(prefill_request(work()))
             await asyncio.wait((prefill.task,), timeout=WAIT_S)
+            call.cancel()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await run()
     assert raised.group_contains(ArithmeticError)
 
 

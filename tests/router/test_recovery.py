@@ -80,28 +80,27 @@ def gate_token(position: int) -> Callable[[FakeInstance], Gate]:
 
 
 KILLS = [
-    # id                                    roles   victim  held at          attempts
-    ("prefill while it computes", "ppd", "p", gate_prefill, 2),
-    ("prefill before decode has fetched", "ppd", "p", gate_fetch, 2),
-    ("decode before its commit", "pdd", "d", gate_fetch, 2),
-    ("decode after its commit", "pdd", "d", gate_token(0), 2),
-    ("decode after one token", "pdd", "d", gate_token(1), 2),
-    ("decode in the middle", "pdd", "d", gate_token(6), 2),
-    ("decode before its last token", "pdd", "d", gate_token(NUM_TOKENS - 1), 2),
-    ("the only prefill: decode does both", "pd", "p", gate_prefill, 2),
-    ("the only decode: prefill does both", "pd", "d", gate_token(5), 2),
+    # id                                    roles   victim  held at
+    ("prefill while it computes", "ppd", "p", gate_prefill),
+    ("prefill before decode has fetched", "ppd", "p", gate_fetch),
+    ("decode before its commit", "pdd", "d", gate_fetch),
+    ("decode after its commit", "pdd", "d", gate_token(0)),
+    ("decode after one token", "pdd", "d", gate_token(1)),
+    ("decode in the middle", "pdd", "d", gate_token(6)),
+    ("decode before its last token", "pdd", "d", gate_token(NUM_TOKENS - 1)),
+    ("the only prefill: decode does both", "pd", "p", gate_prefill),
+    ("the only decode: prefill does both", "pd", "d", gate_token(5)),
 ]
 
 
 @pytest.mark.parametrize(
-    ("roles", "victim", "hold", "attempts"), [c[1:] for c in KILLS], ids=[c[0] for c in KILLS]
+    ("roles", "victim", "hold"), [c[1:] for c in KILLS], ids=[c[0] for c in KILLS]
 )
 async def test_one_instance_dies(
     stage: OpenStage,
     roles: str,
     victim: str,
     hold: Callable[[FakeInstance], Gate],
-    attempts: int,
 ) -> None:
     on = await stage(roles)
     # What holds the answer up is where the phase runs; who dies is the one that serves it.
@@ -113,7 +112,8 @@ async def test_one_instance_dies(
     for gate in gates.values():
         gate.open.set()
     finished = await asked.answer()
-    assert finished.timing.num_attempts == attempts
+    # A third when the victim had taken the KV and could not tell any more.
+    assert finished.timing.num_attempts in (2, 3)
 
 
 async def _first_reached(gates: list[Gate]) -> None:
@@ -211,7 +211,7 @@ async def test_silent_instance_is_lost(stage: OpenStage) -> None:
     on = await stage("pdd", config=RouterConfig(silence_s=0.6))
     gates = [gate_token(4)(on["d0"]), gate_token(4)(on["d1"])]
     asked = ask(on.client)
-    await _first_reached(gates)
+    await asked.until_tokens(4)
     _busy(on, "d").script.mute = True
     for gate in gates:
         gate.open.set()
@@ -223,7 +223,7 @@ async def test_new_incarnation_means_the_old_is_lost(stage: OpenStage) -> None:
     on = await stage("pdd")
     gates = [gate_token(4)(on["d0"]), gate_token(4)(on["d1"])]
     asked = ask(on.client)
-    await _first_reached(gates)
+    await asked.until_tokens(4)
     restarted = _busy(on, "d")
     restarted.incarnation = "second"
     await on.join(restarted)
@@ -234,18 +234,18 @@ async def test_new_incarnation_means_the_old_is_lost(stage: OpenStage) -> None:
 
 
 SOFT = [
-    # id                        what d0 and d1 do once                          attempts
-    ("decode refuses: full", {"decode_error": grpc.StatusCode.RESOURCE_EXHAUSTED}, 2),
-    ("decode refuses: bug", {"decode_error": grpc.StatusCode.UNKNOWN}, 2),
-    ("decode preempts at once", {"output_errors": {0: "RESOURCE_EXHAUSTED"}}, 2),
-    ("decode preempts later", {"output_errors": {7: "RESOURCE_EXHAUSTED"}}, 2),
-    ("decode cannot fetch", {"kv_lost": 1}, 2),
+    # id                        what d0 and d1 do once
+    ("decode refuses: full", {"decode_error": grpc.StatusCode.RESOURCE_EXHAUSTED}),
+    ("decode refuses: bug", {"decode_error": grpc.StatusCode.UNKNOWN}),
+    ("decode preempts at once", {"output_errors": {0: "RESOURCE_EXHAUSTED"}}),
+    ("decode preempts later", {"output_errors": {7: "RESOURCE_EXHAUSTED"}}),
+    ("decode cannot fetch", {"kv_lost": 1}),
 ]
 
 
-@pytest.mark.parametrize(("faults", "attempts"), [c[1:] for c in SOFT], ids=[c[0] for c in SOFT])
+@pytest.mark.parametrize("faults", [c[1] for c in SOFT], ids=[c[0] for c in SOFT])
 async def test_refusals_and_preemptions_are_placed_anew(
-    stage: OpenStage, faults: dict[str, object], attempts: int
+    stage: OpenStage, faults: dict[str, object]
 ) -> None:
     on = await stage("ppdd")
     for name, value in faults.items():
@@ -255,7 +255,7 @@ async def test_refusals_and_preemptions_are_placed_anew(
     await on["d1"].until(lambda p: len(p.subscriptions) == 2)
     on["d0"].load.num_decoding = 0
     finished = await ask(on.client).answer()
-    assert finished.timing.num_attempts == attempts
+    assert finished.timing.num_attempts == 2
 
 
 async def test_prefill_that_refuses_is_passed_over(stage: OpenStage) -> None:
@@ -313,7 +313,7 @@ async def test_registry_away_changes_nothing(stage: OpenStage) -> None:
     on.registry.store.set_reachable(False)
     gates = [gate_token(4)(on["d0"]), gate_token(4)(on["d1"])]
     asked = ask(on.client)
-    await _first_reached(gates)
+    await asked.until_tokens(4)
     await _busy(on, "d").kill()
     for gate in gates:
         gate.open.set()
