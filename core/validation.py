@@ -167,8 +167,9 @@ def _prompt_violations(draft: RequestDraft, model: ModelLimits) -> Iterator[Fiel
     elif not prompt:
         yield FieldViolation("token_ids.ids", "at least 1 token is needed, got 0")
     else:
-        yield from _token_violations("token_ids.ids", prompt, model.vocab_size)
-        yield from _length_violations(draft, len(prompt), model)
+        # Too long is said first, and alone: nobody looks through a million ids.
+        too_long = list(_length_violations(draft, len(prompt), model))
+        yield from too_long or _token_violations("token_ids.ids", prompt, model.vocab_size)
 
 
 def _text_violations(name: str, text: str) -> Iterator[FieldViolation]:

@@ -13,6 +13,7 @@ from decode_worker.job import DecodeJob
 from kv_transfer.errors import KvLost
 from kv_transfer.fetch import FetchResult
 from kv_transfer.sink import Sink
+from rpc.status import our_error
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +85,8 @@ class Incoming:
                 result = await self._fetch(job)
         except BatonError as error:
             self._ledger.failed(job, error)
-        except Exception:
-            # A bug met by one handoff ends that one: the others' KV is sound.
-            logger.exception("handoff failed handoff_id=%s", job.handoff_id)
-            self._ledger.failed(job, BatonError("internal error while receiving KV"))
+        except Exception as error:  # noqa: BLE001 - the edge of one handoff: others' KV is sound
+            self._ledger.failed(job, our_error(error))
         else:
             if result is not None:
                 self._ledger.committed(job, result)

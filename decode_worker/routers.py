@@ -32,6 +32,8 @@ class Mailbox:
     """Runs while nobody reads."""
     unnamed: set[HandoffId] = field(default_factory=set)
     """Not named by the present subscription."""
+    is_closing: bool = False
+    """The instance leaves: what is unread is told, then the subscription ends."""
 
 
 class Subscription:
@@ -53,7 +55,7 @@ class Subscription:
         return self._mailbox.reader is self
 
     async def next_frame(self) -> tuple[Sequence[Output], Load] | None:
-        """All news since the last frame, or a beat; None when it was replaced.
+        """All news since the last frame, or a beat; None when nothing more will come.
 
         The writer asks again only when its last frame is out: a slow one gets fewer, fuller frames.
         """
@@ -65,6 +67,8 @@ class Subscription:
             if (wait_s := self._due_at_s(load) - now_s) <= 0:
                 self._sent_at_s, self._sent_load = now_s, load
                 return self._mailbox.outbox.take(), load
+            if self._mailbox.is_closing:
+                return None
             await _wait(news, wait_s)
         return None
 
@@ -148,10 +152,10 @@ class Routers:
         ]
 
     def close(self) -> None:
-        """End all subscriptions, once their readers look; no timer is left."""
+        """End all subscriptions with what is unread; no timer is left."""
         for mailbox in self._mailboxes.values():
             self._stop_grace(mailbox)
-            mailbox.reader = None
+            mailbox.is_closing = True
             mailbox.outbox.news.set()
 
     def _mailbox(self, router_id: RouterId) -> Mailbox:

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc.aio
+
 from core.config import Config
+from core.errors import PeerLost
 from core.ids import InstanceId, RouterId
 from core.member import Role
 from core.plan import Plan, PoolPlan
@@ -18,6 +21,8 @@ from deploy.instance import InstanceSpec
 from deploy.ray_runtime import private_ray
 from registry.embedded import EmbeddedValkey
 from router.server import RouterSpec
+from rpc.dial import dial
+from rpc.pb import cluster_pb2, cluster_pb2_grpc
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -28,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 10.0
 """Past the drain: closing servers and channels; then Ray kills what is left."""
+CONNECT_TIMEOUT_S = 30.0
+"""A router reads the registry every 2 s and connects within milliseconds."""
+CONNECT_PROBE_S = 0.05
 FREE_CALLS = 4
 """Threads of an actor for `address`, `pid` and `stop`, which may wait for one another."""
 
@@ -84,6 +92,9 @@ class Cluster:
         async with asyncio.TaskGroup() as group:
             for name in self.actors:
                 group.create_task(self._await_ready(name, on_progress))
+        num_instances = len(self.actors) - len(self.router_addresses)
+        for address in self.router_addresses:
+            await await_connected(address, num_instances)
 
     async def _await_ready(self, name: str, on_progress: Progress) -> None:
         self.addresses[name] = await self.address(name)
@@ -133,6 +144,27 @@ class Cluster:
                 self.ray.get(call, timeout=1.0)
             except self.ray.exceptions.RayError as error:
                 logger.warning("%s ended badly: %s", calls[call], type(error).__name__)
+
+
+async def await_connected(router_address: str, num_instances: int) -> None:
+    """Return once a router is connected to so many instances. Raises PeerLost when it is not."""
+    async with dial(router_address) as channel:
+        stub = cluster_pb2_grpc.ClusterStub(channel)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                while await _num_connected(stub) < num_instances:  # noqa: ASYNC110
+                    # Another process: there is no event to wait for.
+                    await asyncio.sleep(CONNECT_PROBE_S)
+        except (TimeoutError, grpc.aio.AioRpcError) as error:
+            raise PeerLost(
+                f"router {router_address} is not connected to {num_instances} instances "
+                f"after {CONNECT_TIMEOUT_S} s"
+            ) from error
+
+
+async def _num_connected(stub: cluster_pb2_grpc.ClusterStub) -> int:
+    reply = await stub.Status(cluster_pb2.StatusRequest(), timeout=CONNECT_TIMEOUT_S)
+    return sum(instance.connected for instance in reply.instances)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,7 +69,8 @@ class InstanceSpec:
             table["role"] = Role(table["role"])
             problems: list[str] = []
             config = build(Config, table.pop("config", {}), "config", problems)
-            if config is None:
+            problems += [] if config is None else config.problems()
+            if problems or config is None:
                 raise ConfigError(tuple(problems))
             return cls(**table, config=config)
         except (ValueError, TypeError, KeyError) as error:

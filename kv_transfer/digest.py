@@ -57,7 +57,8 @@ def _places(layout: KvLayout, piece: KvRange) -> _U64:
         | heads
     )
     # Odd multiplier: still one to one. Spread, so that neighbours differ in every bit.
-    return place.reshape(-1) * np.uint64(_GOLDEN)
+    spread: _U64 = place.reshape(-1) * np.uint64(_GOLDEN)
+    return spread
 
 
 def _multipliers(num_words: int) -> _U64:
@@ -78,7 +79,8 @@ def _hash_rows(words: _U64, multipliers: _U64) -> _U64:
     # Multiplying moves bits only upwards; without the shift, flips of two top bits would cancel.
     mixed = words >> np.uint64(32)
     mixed ^= words
-    return np.dot(mixed, multipliers)
+    hashes: _U64 = np.dot(mixed, multipliers)
+    return hashes
 
 
 def _mix(values: _U64) -> _U64:

@@ -120,7 +120,7 @@ def place(table: Table, need: Need, policy: str, state: PickState) -> Decision:
 
 def able_rows(table: Table, need: Need) -> Bools:
     """Alive, takes work, compatible, not avoided."""
-    able = table.alive & ~table.draining & (table.role != ROLE_CODES[Role.ROUTER])
+    able: Bools = table.alive & ~table.draining & (table.role != ROLE_CODES[Role.ROUTER])
     if need.fingerprint is not None:
         able = able & (table.fingerprint == need.fingerprint)
     if need.avoid:
@@ -131,8 +131,9 @@ def able_rows(table: Table, need: Need) -> Bools:
 def roomy_rows(table: Table, need: Need) -> Bools:
     """Large enough for the request alone, and with room in the queue of its phase."""
     waiting = table.num_prefilling if need.phase is Phase.PREFILL else table.num_incoming
-    large = table.num_blocks * table.block_size >= need.num_tokens
-    return large & (waiting < MAX_WAITING)
+    roomy: Bools = waiting < MAX_WAITING
+    roomy &= table.num_blocks * table.block_size >= need.num_tokens
+    return roomy
 
 
 def score(table: Table, phase: Phase) -> Floats:

@@ -125,6 +125,7 @@ class RedisRegistry:
     ) -> object:
         """Await what `operation` begins: bounded, its errors as ours, never after `close`."""
         self._check_open()
+        num_cancels = _num_cancels()
         try:
             async with asyncio.timeout(timeout_s):
                 # The client's own types allow for its synchronous twin.
@@ -133,6 +134,10 @@ class RedisRegistry:
             # Cut: the text may come from the store.
             reason = f"{type(error).__name__}: {str(error)[:200]}"
             raise RegistryUnavailable(f"{self._where}: {reason}") from error
+        if _num_cancels() > num_cancels:
+            # The client writes with asyncio.wait_for, which in Python 3.11 forgets a cancel that
+            # comes together with its result: the loop above us would never end.
+            raise asyncio.CancelledError
         if self._closed.is_set():
             # The client reconnects by itself, also a call that `close` found in flight.
             await self._disconnect()
@@ -204,3 +209,9 @@ class _RedisSource:
 def _text(item: object) -> str:
     """What the store sent, as text; damage becomes characters that no record may hold."""
     return item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item)
+
+
+def _num_cancels() -> int:
+    """Cancels asked of the running task and not taken back."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0

@@ -176,6 +176,7 @@ class Choice:
             num_input_tokens=request.num_prompt_tokens + self._flow.delivery.num_tokens,
             fingerprint=self._fingerprint,
             avoid=frozenset(self._flow.avoid),
+            source_id=self._flow.prefill.instance_id if self._flow.prefill else None,
         )
 
     def _wait_for_place(self, error: NoInstance | Saturated) -> None:

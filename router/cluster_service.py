@@ -73,12 +73,12 @@ class ClusterService:
         """Serve here."""
         methods: dict[str, Any] = {
             "Status": grpc.unary_unary_rpc_method_handler(
-                self.status,  # type: ignore[arg-type]  # grpc's stub knows only its sync twin
+                self.status,
                 request_deserializer=tolerant(Reader(cluster_pb2.StatusRequest)),
                 response_serializer=cluster_pb2.StatusReply.SerializeToString,
             ),
             "Drain": grpc.unary_unary_rpc_method_handler(
-                self.drain,  # type: ignore[arg-type]  # as above
+                self.drain,
                 request_deserializer=tolerant(Reader(cluster_pb2.DrainRequest)),
                 response_serializer=cluster_pb2.DrainReply.SerializeToString,
             ),

@@ -43,7 +43,7 @@ class GenerationService:
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve here; messages that cannot be read get INVALID_ARGUMENT, not gRPC's INTERNAL."""
         method: Any = grpc.unary_stream_rpc_method_handler(
-            self.generate,  # type: ignore[arg-type]  # grpc's stub knows only its sync twin
+            self.generate,
             request_deserializer=tolerant(Reader(generation_pb2.GenerateRequest)),
             response_serializer=generation_pb2.GenerateResponse.SerializeToString,
         )

@@ -13,9 +13,9 @@ from core.ids import HandoffId, InstanceId, RouterId
 from core.load import Load
 from core.member import Member
 from core.request import Fence
+from core.work import PROTOCOL_VERSION
 from router.acks import AckBook
 from router.actions import Output
-from router.protocol import PROTOCOL_VERSION
 from router.stops import Stops
 from router.wire import output_from_pb
 from rpc.convert_report import load_from_pb

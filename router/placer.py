@@ -25,6 +25,8 @@ class Wanted:
     fingerprint: Fingerprint | None
     """None before anything of it was placed."""
     avoid: frozenset[InstanceId]
+    source_id: InstanceId | None
+    """Where its KV is or will be."""
 
 
 class Placer:
@@ -43,6 +45,7 @@ class Placer:
             found[phase] = self._place_one(phase, replace(wanted, fingerprint=fingerprint))
             # Prefill and decode of one request are of one fingerprint, always.
             fingerprint = found[phase].member.fingerprint
+            wanted = replace(wanted, source_id=found[phase].member.instance_id)
         for phase, link in found.items():
             _expect(link, phase, wanted.num_input_tokens)
         return found
@@ -56,7 +59,7 @@ class Placer:
             phase=phase,
             num_tokens=wanted.num_tokens,
             fingerprint=code,
-            avoid=_rows(links, wanted.avoid),
+            avoid=_rows(links, wanted.avoid | _too_small(links, phase, wanted)),
         )
         decision = place(table_of(links, wanted.model), need, self._policy, self._states[phase])
         self._states[phase] = decision.state
@@ -67,6 +70,20 @@ class Placer:
 
 def _rows(links: Iterable[InstanceLink], names: frozenset[InstanceId]) -> frozenset[int]:
     return frozenset(row for row, link in enumerate(links) if link.member.instance_id in names)
+
+
+def _too_small(
+    links: Iterable[InstanceLink], phase: Phase, wanted: Wanted
+) -> frozenset[InstanceId]:
+    """The source itself, when it cannot hold the request twice: a handoff to itself copies."""
+    num_tokens = wanted.num_tokens + wanted.num_input_tokens
+    return frozenset(
+        link.member.instance_id
+        for link in links
+        if phase is Phase.DECODE
+        and link.member.instance_id == wanted.source_id
+        and link.member.num_blocks * link.member.block_size < num_tokens
+    )
 
 
 def _expect(link: InstanceLink, phase: Phase, num_input_tokens: int) -> None:

@@ -1,10 +1,11 @@
 """A router process: its parts put together, served, announced and drained.
 
-python -m router.server SPEC_JSON: prints {"address": ...} when it serves; ends with its stdin or
-at SIGTERM.
+python -m router.server --spec-json JSON: prints {"address": ...} once it serves.
 """
 
+import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from core.clock import Clock, MonotonicClock
 from core.ids import Fingerprint, InstanceId
 from core.member import Member, Role
+from core.work import PROTOCOL_VERSION
 from registry.api import Registry
 from registry.connect import connect
 from registry.heartbeat import keep_announced
@@ -26,7 +28,6 @@ from router.generation_service import GenerationService
 from router.membership import Membership
 from router.orchestrator import Orchestrator
 from router.placer import Placer
-from router.protocol import PROTOCOL_VERSION
 from router.spec import RouterSpec
 from router.surroundings import Surroundings
 from rpc.options import Plane
@@ -117,13 +118,26 @@ def _member(spec: RouterSpec, address: str) -> Member:
     )
 
 
-async def main(spec: RouterSpec) -> None:
-    """As a process of its own."""
+def main() -> None:
+    """Serve until SIGTERM, SIGINT, a Drain call, or the end of standard input."""
+    parser = argparse.ArgumentParser(prog="python -m router.server")
+    parser.add_argument("--spec-json", required=True, help="a RouterSpec")
+    parser.add_argument("--log-level", default="WARNING")
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=arguments.log_level, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr
+    )
+    asyncio.run(_main(RouterSpec.from_json(arguments.spec_json)))
+
+
+async def _main(spec: RouterSpec) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_reader(sys.stdin, _stop_at_end_of_input, stop)
+    # Refused for a file or /dev/null: nobody holds the other end of those.
+    with contextlib.suppress(PermissionError, ValueError):
+        loop.add_reader(sys.stdin, _stop_at_end_of_input, stop)
     await run_router(spec, stop=stop, ready=_say_address)
 
 
@@ -140,5 +154,4 @@ def _say_address(address: str) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    asyncio.run(main(RouterSpec.from_json(sys.argv[1])))
+    main()

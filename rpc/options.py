@@ -28,18 +28,30 @@ MAX_MESSAGE_BYTES = {
     Plane.WORKER: max(MAX_CONTROL_MESSAGE_BYTES, MAX_KV_FRAME_BYTES + KV_FRAME_HEADER_BYTES),
 }
 
-# A link that went silent (host gone, packets dropped: no RST) is noticed after one interval and
-# one timeout: 3 s, the bar. Pings run only while a call is open, so an idle channel costs nothing;
-# a busy one sends none, its data being sign enough. One ping a second per busy-but-silent
-# connection is about 0.1 ms of processor time. gRPC answers pings in its own threads: a worker
-# whose interpreter is busy for a second is not taken for dead.
-_KEEPALIVE: Options = {
-    "grpc.keepalive_time_ms": 1000,
-    "grpc.keepalive_timeout_ms": 2000,
-    "grpc.keepalive_permit_without_calls": 0,
-    # The default stops pinging after two without data: as if the silence were over.
-    "grpc.http2.max_pings_without_data": 0,
-}
+
+def _keepalive(every_s: float, patience_s: float) -> Options:
+    """Pings while a call is open and nothing else is heard; an idle channel costs nothing.
+
+    gRPC answers pings in its own threads: a process whose interpreter is busy is not taken for
+    dead. One ping a second is about 0.1 ms of processor time.
+    """
+    return {
+        "grpc.keepalive_time_ms": int(every_s * 1000),
+        "grpc.keepalive_timeout_ms": int(patience_s * 1000),
+        # gRPC 1.85 lets a keepalive ping live as long as any ping: 60 s unless this is said too.
+        "grpc.http2.ping_timeout_ms": int(patience_s * 1000),
+        "grpc.keepalive_permit_without_calls": 0,
+        # The default stops pinging after two without data: as if the silence were over.
+        "grpc.http2.max_pings_without_data": 0,
+    }
+
+
+# Inside the cluster a link gone silent (host gone, packets dropped: no RST) is noticed after one
+# interval and one patience: 3 s, the bar. A link so slow that an answer queues for 2 s behind KV
+# is given up as well, which is what its requests need.
+_CLUSTER = _keepalive(1.0, 2.0)
+# Clients may be far away and slow; what a vanished one can cost is bounded by its deadline anyway.
+_FAR = _keepalive(10.0, 10.0)
 _METADATA: Options = {
     "grpc.max_metadata_size": MAX_METADATA_BYTES,
     "grpc.absolute_max_metadata_size": 2 * MAX_METADATA_BYTES,
@@ -49,7 +61,7 @@ _METADATA: Options = {
 def client_options(plane: Plane) -> Options:
     """Of a channel."""
     return {
-        **_KEEPALIVE,
+        **_CLUSTER,
         **_METADATA,
         "grpc.max_receive_message_length": MAX_MESSAGE_BYTES[plane],
         "grpc.max_send_message_length": MAX_MESSAGE_BYTES[plane],
@@ -70,7 +82,7 @@ def client_options(plane: Plane) -> Options:
 def server_options(plane: Plane) -> Options:
     """Of a server."""
     return {
-        **_KEEPALIVE,
+        **(_FAR if plane is Plane.CLIENT else _CLUSTER),
         **_METADATA,
         "grpc.max_receive_message_length": MAX_MESSAGE_BYTES[plane],
         "grpc.max_send_message_length": MAX_MESSAGE_BYTES[plane],

@@ -97,7 +97,8 @@ def our_error(error: Exception) -> BatonError:
     culprit = bugs[0]
     error_id = secrets.token_hex(8)
     # Frames and the type only: the text of an exception may quote a prompt.
-    frames = "".join(traceback.format_tb(culprit.__traceback__))
+    places = [error] if culprit is error else [error, culprit]
+    frames = "".join(line for e in places for line in traceback.format_tb(e.__traceback__))
     logger.error("bug error_id=%s type=%s\n%s", error_id, type(culprit).__qualname__, frames)
     return BatonError(f"internal error {error_id}")
 

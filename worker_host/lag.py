@@ -32,10 +32,10 @@ class LagMonitor:
         self._is_running = False
 
     def take_p99_s(self) -> float:
-        """The 99th percentile since the last call; 0 when nothing ran."""
+        """The 99th percentile (nearest rank) since the last call; 0 when nothing ran."""
         samples_s = sorted(self._samples_s)
         self._samples_s.clear()
-        return samples_s[int(0.99 * (len(samples_s) - 1))] if samples_s else 0.0
+        return samples_s[-(-99 * len(samples_s) // 100) - 1] if samples_s else 0.0
 
     def _plan(self) -> None:
         self._due_at_s = self._clock.now_s() + SAMPLE_EVERY_S

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc.aio
 
@@ -26,6 +27,9 @@ from rpc.pb.cluster_pb2_grpc import ClusterStub
 from rpc.pb.workers_pb2_grpc import DecodeWorkerStub, PrefillWorkerStub
 from rpc.serve import Life, Server, bind, build, serve
 from tests.worker_host.fake_engine import FAKE_SPEC, FINGERPRINT, MODEL_DIR, FakeRunner
+
+if TYPE_CHECKING:  # they exist for type checkers only
+    from rpc.pb.workers_pb2_grpc import DecodeWorkerAsyncStub, PrefillWorkerAsyncStub
 
 WAIT_S = 10.0
 """For anything that a test waits for; all take milliseconds."""
@@ -56,12 +60,12 @@ class Running:
         return self.assembled.books.integrity()
 
     @property
-    def prefill(self) -> PrefillWorkerStub:
+    def prefill(self) -> "PrefillWorkerAsyncStub":
         """Its prefill service."""
         return PrefillWorkerStub(self.channel)
 
     @property
-    def decode(self) -> DecodeWorkerStub:
+    def decode(self) -> "DecodeWorkerAsyncStub":
         """Its decode service."""
         return DecodeWorkerStub(self.channel)
 
@@ -289,6 +293,16 @@ def stop_request(request: WorkRequest) -> pb.StopRequest:
 def kv_source(source: Running) -> pb.KvSource:
     """Where decode fetches from."""
     return pb.KvSource(instance_id="source", addresses=[source.address])
+
+
+async def read(
+    call: "grpc.aio.UnaryStreamCall[pb.PrefillRequest, pb.PrefillEvent]",
+) -> pb.PrefillEvent:
+    """The next event; bounded."""
+    async with asyncio.timeout(WAIT_S):
+        event = await call.read()
+    assert isinstance(event, pb.PrefillEvent), "the stream has ended"
+    return event
 
 
 async def events(

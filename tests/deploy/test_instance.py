@@ -52,7 +52,7 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def oracle(tiny_dir: Path) -> Callable[[tuple[int, ...], int], list[int]]:
     """Greedy output of Hugging Face `generate()`."""
-    model: Any = AutoModelForCausalLM.from_pretrained(tiny_dir).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_dir)
 
     def generate(prompt: tuple[int, ...], num_tokens: int) -> list[int]:
         out = model.generate(
@@ -182,6 +182,8 @@ BAD_SPECS = [
     '{"instance_id": "a", "role": "prefill", "model_dir": "m", "colour": "blue"}',
     '{"instance_id": "a", "role": "boss", "model_dir": "m"}',
     '{"instance_id": "a", "role": "prefill", "model_dir": "m", "config": {"engine": {"x": 1}}}',
+    '{"instance_id": "a", "role": "prefill", "model_dir": "m",'
+    ' "config": {"engine": {"num_blocks": 0}}}',
 ]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -19,6 +20,7 @@ from tests.deploy.instances import (
     events,
     instance,
     prefill_request,
+    read,
     subscribed,
     work,
 )
@@ -30,7 +32,9 @@ SMALL = replace(CONFIG, engine=replace(CONFIG.engine, num_blocks=8))
 LONG = tuple(range(1, 27))
 
 
-async def refused(call: "asyncio.Future[object] | grpc.aio.Call") -> grpc.aio.AioRpcError:
+async def refused(
+    call: "grpc.aio.UnaryUnaryCall[Any, Any] | grpc.aio.UnaryStreamCall[Any, Any]",
+) -> grpc.aio.AioRpcError:
     """How a call failed."""
     try:
         async with asyncio.timeout(WAIT_S):
@@ -92,7 +96,7 @@ async def test_queues_are_bounded() -> None:
 async def test_a_stale_attempt() -> None:
     async with instance(Role.PREFILL) as prefill:
         newer = prefill.prefill.Prefill(prefill_request(work(attempt=2)))
-        await newer.read()
+        await read(newer)
         error = await refused(prefill.prefill.Prefill(prefill_request(work(attempt=1))))
         assert error.code() is grpc.StatusCode.ABORTED
         newer.cancel()
@@ -102,10 +106,11 @@ async def test_a_stale_attempt() -> None:
 async def test_a_later_attempt_supersedes() -> None:
     async with instance(Role.PREFILL) as prefill:
         older = prefill.prefill.Prefill(prefill_request(work(attempt=1)))
-        await older.read()
+        await read(older)
         newer = prefill.prefill.Prefill(prefill_request(work(attempt=2)))
-        told = [await older.read() for _ in range(2)]
-        assert told[-1].ended.outcome == pb.LEASE_OUTCOME_SUPERSEDED
+        while not (told := await read(older)).HasField("ended"):
+            pass
+        assert told.ended.outcome == pb.LEASE_OUTCOME_SUPERSEDED
         newer.cancel()
         await prefill.all_returned()
 
@@ -204,7 +209,7 @@ async def test_a_killed_prefill_is_told_as_lost() -> None:
 async def test_prompts_wait_for_memory_in_order() -> None:
     async with instance(Role.PREFILL, SMALL) as prefill:
         first = prefill.prefill.Prefill(prefill_request(work(LONG)))
-        assert [(await first.read()).WhichOneof("event") for _ in range(2)] == ["started", "token"]
+        assert [(await read(first)).WhichOneof("event") for _ in range(2)] == ["started", "token"]
         second = prefill.prefill.Prefill(prefill_request(work(LONG, handoff_id="second/0")))
         third = prefill.prefill.Prefill(prefill_request(work((1,), handoff_id="third/0")))
         while (await prefill.status()).load.num_prefilling < 2:
@@ -212,7 +217,7 @@ async def test_prompts_wait_for_memory_in_order() -> None:
         assert len(prefill.runner.batches) == 4, "neither has begun: the third waits behind"
         first.cancel()
         async with asyncio.timeout(WAIT_S):
-            started = [await call.read() for call in (second, third)]
+            started = [await read(call) for call in (second, third)]
         assert all(event.HasField("started") for event in started)
         for call in (second, third):
             call.cancel()

@@ -7,6 +7,7 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
+from core.blocks import BlockState
 from core.member import Role
 from rpc.pb import workers_pb2 as pb
 from tests.deploy.instances import (
@@ -123,7 +124,7 @@ async def test_cancel_while_the_first_chunk_runs(prefill: Running) -> None:
         call.cancel()
         await _prefill_is_gone(prefill)
         # The step still writes to them.
-        assert prefill.integrity.blocks["quarantined"] == 3
+        assert prefill.integrity.blocks[BlockState.QUARANTINED] == 3
     await prefill.all_returned()
     assert len(prefill.runner.batches) == 1, "the second chunk was never computed"
 
@@ -162,7 +163,7 @@ async def test_stop_while_decoding_frees_the_blocks_with_the_running_step(
             await decode.runner.held()
             await decode.decode.Stop(stop_request(request))
             assert decode.integrity.num_decodes == 0
-            assert decode.integrity.blocks["quarantined"] == 3
+            assert decode.integrity.blocks[BlockState.QUARANTINED] == 3
         await decode.all_returned()
         assert router.heard(request.handoff_id).token_ids == expected_tokens(
             request.prompt_token_ids, 1

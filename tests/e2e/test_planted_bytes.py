@@ -10,6 +10,7 @@ from core.config import Config
 from core.ids import InstanceId, RouterId
 from core.member import Role
 from deploy.assembly import Compute
+from deploy.cluster import await_connected
 from deploy.instance import InstanceSpec, load_compute, run_instance
 from kv_transfer.stores import KvStore
 from registry.embedded import EmbeddedValkey
@@ -85,8 +86,12 @@ async def _pair(model_dir: Path, load: Load) -> AsyncIterator[str]:
             cluster="baton",
             drain_s=0.0,
         )
-        yield await _started(group, lambda ready: run_router(router, stop=stop, ready=ready))
-        stop.set()
+        address = await _started(group, lambda ready: run_router(router, stop=stop, ready=ready))
+        try:
+            await await_connected(address, 2)
+            yield address
+        finally:
+            stop.set()
 
 
 async def _started(group: asyncio.TaskGroup, main: Callable[..., object]) -> str:

@@ -61,7 +61,7 @@ class NumpyStore:
         self._enter()
         slots = self._slots(block_ids, tokens)
         picked = self.data[layers.start : layers.stop][:, :, slots]
-        return memoryview(np.ascontiguousarray(picked).reshape(-1))
+        return np.ascontiguousarray(picked).reshape(-1).data
 
     def scatter(
         self, layers: range, block_ids: Sequence[int], tokens: range, payload: memoryview
@@ -94,7 +94,7 @@ class _TamperingContext:
         for each in (changed,) if isinstance(changed, bytes) else changed or ():
             await self._context.write(each)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a context has
         return getattr(self._context, name)
 
 
@@ -105,8 +105,8 @@ class TamperingService(KvTransferService):
     tamper: Tamper = field(repr=False)
 
     async def fetch(self, requests: Requests, context: Context) -> None:
-        context: Any = _TamperingContext(context, self.tamper)
-        await KvTransferService.fetch(self, requests, context)
+        tampering: Any = _TamperingContext(context, self.tamper)
+        await KvTransferService.fetch(self, requests, tampering)
 
 
 @dataclass(kw_only=True)
@@ -233,7 +233,7 @@ async def instance(
 async def until(condition: Callable[[], bool]) -> None:
     """Let the event loop turn until `condition` holds."""
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions of other people's making
             await asyncio.sleep(0.001)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -15,7 +16,7 @@ from core.request import Fence
 from engine.block_allocator import BlockAllocator
 from kv_transfer import book as book_module
 from kv_transfer import tombstones
-from kv_transfer.book import SourceBook
+from kv_transfer.book import Reading, SourceBook
 from kv_transfer.source import FirstToken, Outcome, Source
 from kv_transfer.tombstones import Tombstones
 from tests.kv_transfer.support import ID, SMALL, until
@@ -35,9 +36,7 @@ class Desk:
         self.clock = ManualClock(100.0)
         self.blocks = BlockAllocator(8, SMALL.block_size)
         config = HandoffConfig(lease_ttl_s=TTL_S, unknown_handoff_wait_s=WAIT_S)
-        self.book = SourceBook(
-            layout=SMALL, blocks=self.blocks, clock=self.clock, config=config
-        )
+        self.book = SourceBook(layout=SMALL, blocks=self.blocks, clock=self.clock, config=config)
         self.ended: list[tuple[Fence, Outcome | None]] = []
 
     def accept(self, attempt: int = 1) -> Source:
@@ -65,7 +64,7 @@ def desk() -> Desk:
     return Desk()
 
 
-def reading(desk: Desk, attempt: int = 1):  # noqa: ANN201 - a context manager
+def reading(desk: Desk, attempt: int = 1) -> AbstractContextManager[Reading]:
     return desk.book.reading(ID, fence(attempt), num_cached_tokens=0, max_segment_bytes=4096)
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -30,6 +31,9 @@ from tests.kv_transfer.support import (
     until,
 )
 
+if TYPE_CHECKING:
+    from kv_transfer.fetch import FetchResult
+
 NUM_TOKENS = 100
 
 
@@ -41,7 +45,7 @@ class Spoil:
         self._index = index
         self.left = times
 
-    def __call__(self, frame: bytes) -> bytes | None:
+    def __call__(self, frame: bytes) -> bytes | tuple[bytes, ...] | None:
         header = read_frame(frame).message
         if not self.left or header.WhichOneof("message") != "segment":
             return frame
@@ -340,7 +344,7 @@ async def test_a_cancel_leaves_nothing(moment: Moment) -> None:
 
 
 async def cancel(
-    fetching: "asyncio.Future[object]", decode: Instance, sink: Sink, when: Callable[[], bool]
+    fetching: "asyncio.Future[FetchResult]", decode: Instance, sink: Sink, when: Callable[[], bool]
 ) -> None:
     """Cancel at a moment; the task may end only when no copy runs."""
     await until(when)
@@ -387,7 +391,7 @@ async def test_a_failing_store_ends_the_run() -> None:
         def fail(*_: object) -> None:
             raise OSError("device lost")
 
-        decode.store.scatter = fail  # type: ignore[method-assign]
+        decode.store.scatter = fail  # type: ignore[assignment, method-assign]
         sink = decode.sink()
         with pytest.raises(OSError, match="device lost"):
             await fetched(decode, prefill, sink, NUM_TOKENS)

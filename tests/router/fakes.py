@@ -6,10 +6,11 @@ token by token.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -33,6 +34,7 @@ BOUND_S = 10.0
 """Of every wait in these tests; reached only when something is broken."""
 
 Work = workers_pb2.WorkRequest
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def token_at(work: Work, position: int) -> int:
@@ -219,8 +221,8 @@ class FakeInstance(
 
     # --- prefill ----------------------------------------------------------------------------
 
-    async def Prefill(  # type: ignore[override]
-        self, request: workers_pb2.PrefillRequest, context: grpc.aio.ServicerContext
+    async def Prefill(
+        self, request: workers_pb2.PrefillRequest, context: Context
     ) -> AsyncIterator[workers_pb2.PrefillEvent]:
         self.prefills.append(request)
         self.num_prefills_open += 1
@@ -232,7 +234,7 @@ class FakeInstance(
                 yield event
         finally:
             self.num_prefills_open -= 1
-            self.peers_tasks(self._tell())
+            self._spawn(self._tell())
 
     async def _prefill(
         self, request: workers_pb2.PrefillRequest
@@ -279,8 +281,8 @@ class FakeInstance(
 
     # --- decode -----------------------------------------------------------------------------
 
-    async def Decode(  # type: ignore[override]
-        self, request: workers_pb2.DecodeRequest, context: grpc.aio.ServicerContext
+    async def Decode(
+        self, request: workers_pb2.DecodeRequest, context: Context
     ) -> workers_pb2.DecodeReply:
         self.decodes.append(request)
         await self._tell()
@@ -292,8 +294,8 @@ class FakeInstance(
         self._start(job)
         return workers_pb2.DecodeReply()
 
-    async def Retarget(  # type: ignore[override]
-        self, request: workers_pb2.RetargetRequest, context: grpc.aio.ServicerContext
+    async def Retarget(
+        self, request: workers_pb2.RetargetRequest, context: Context
     ) -> workers_pb2.RetargetReply:
         self.retargets.append(request)
         await self._tell()
@@ -309,8 +311,8 @@ class FakeInstance(
             self._start(job)
         return workers_pb2.RetargetReply()
 
-    async def Stop(  # type: ignore[override]
-        self, request: workers_pb2.StopRequest, context: grpc.aio.ServicerContext
+    async def Stop(
+        self, request: workers_pb2.StopRequest, context: Context
     ) -> workers_pb2.StopReply:
         self.stops.append(request)
         job = self.jobs.get(request.handoff_id)
@@ -321,10 +323,10 @@ class FakeInstance(
         await self._tell()
         return workers_pb2.StopReply()
 
-    async def Subscribe(  # type: ignore[override]
+    async def Subscribe(
         self,
         request_iterator: AsyncIterator[workers_pb2.SubscribeRequest],
-        context: grpc.aio.ServicerContext,
+        context: Context,
     ) -> AsyncIterator[workers_pb2.TokenFrame]:
         first = await anext(aiter(request_iterator))
         self.subscriptions.append(first)
@@ -378,8 +380,8 @@ class FakeInstance(
         self._tasks.add(job.task)
         job.task.add_done_callback(self._tasks.discard)
 
-    def peers_tasks(self, coroutine: object) -> None:
-        task = asyncio.ensure_future(coroutine)  # type: ignore[arg-type,var-annotated]
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -445,16 +447,16 @@ class FakeInstance(
 
     # --- books ------------------------------------------------------------------------------
 
-    async def Status(  # type: ignore[override]
-        self, request: cluster_pb2.StatusRequest, context: grpc.aio.ServicerContext
+    async def Status(
+        self, request: cluster_pb2.StatusRequest, context: Context
     ) -> cluster_pb2.StatusReply:
         own = cluster_pb2.InstanceStatus(
             instance_id=self.name, integrity=cluster_pb2.Integrity(num_decodes=len(self.jobs))
         )
         return cluster_pb2.StatusReply(instances=[own])
 
-    async def Drain(  # type: ignore[override]
-        self, request: cluster_pb2.DrainRequest, context: grpc.aio.ServicerContext
+    async def Drain(
+        self, request: cluster_pb2.DrainRequest, context: Context
     ) -> cluster_pb2.DrainReply:
         return cluster_pb2.DrainReply()
 

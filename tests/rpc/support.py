@@ -1,8 +1,9 @@
 """A server with methods of the test's own making, and a channel to it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -11,7 +12,8 @@ from rpc.dial import dial
 from rpc.options import Plane
 from rpc.serve import Server, bind, build
 
-Method = Callable[[bytes, Any], Awaitable[bytes]]
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+Method: TypeAlias = Callable[[bytes, Any], Awaitable[bytes]]
 UNARY = "/test.Service/Unary"
 
 
@@ -38,5 +40,12 @@ async def serving(method: Method) -> AsyncIterator[grpc.aio.Channel]:
 
 async def call(channel: grpc.aio.Channel, request: bytes = b"", timeout_s: float = 10.0) -> bytes:
     """One call of UNARY."""
-    answer: bytes = await channel.unary_unary(UNARY)(request, timeout=timeout_s)
-    return answer
+    method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(UNARY)
+    return await method(request, timeout=timeout_s)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop turn until `condition` holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - conditions of other people's making
+            await asyncio.sleep(0.001)

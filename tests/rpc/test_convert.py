@@ -1,9 +1,12 @@
 """What goes out comes back the same; what breaks a bound is refused, by name."""
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, Literal
 
 import pytest
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,7 +127,13 @@ def test_integrity_comes_back_the_same(integrity: Integrity) -> None:
 
 ENUMS: list[tuple[str, Any, Callable[[Any], int], Callable[[int], Any], list[Any]]] = [
     ("role", types_pb2.Role, r.role_to_pb, r.role_from_pb, [*Role]),
-    ("kv lost", workers_pb2.KvLostReason, r.kv_lost_to_pb, r.kv_lost_from_pb, [None, *KvLostReason]),
+    (
+        "kv lost",
+        workers_pb2.KvLostReason,
+        r.kv_lost_to_pb,
+        r.kv_lost_from_pb,
+        [None, *KvLostReason],
+    ),
     (
         "finish",
         types_pb2.FinishReason,
@@ -139,7 +148,10 @@ ENUMS: list[tuple[str, Any, Callable[[Any], int], Callable[[int], Any], list[Any
     ("numbers", "to_pb", "from_pb", "values"), [e[1:] for e in ENUMS], ids=[e[0] for e in ENUMS]
 )
 def test_enums(
-    numbers: Any, to_pb: Callable[[Any], int], from_pb: Callable[[int], Any], values: list[Any]
+    numbers: EnumTypeWrapper,
+    to_pb: Callable[[Any], int],
+    from_pb: Callable[[int], Any],
+    values: list[Any],
 ) -> None:
     assert [from_pb(to_pb(value)) for value in values] == values
     unsaid = {0} if None not in values else set()
@@ -209,26 +221,21 @@ BAD = [
 ]
 
 
-def put(message: Any, path: str, value: Any) -> None:
+def put(message: Message, path: str, value: object) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         message = getattr(message, parent)
-    if isinstance(value, list | dict):
-        message.ClearField(name)
-        _fill(getattr(message, name), value)
-    else:
+    if not isinstance(value, list | dict):
         setattr(message, name, value)
-
-
-def _fill(field: Any, value: Any) -> None:
-    if isinstance(value, dict):
-        field.update(value)
-    else:
-        field.extend(value)
+        return
+    message.ClearField(name)
+    field = getattr(message, name)
+    add = field.extend if isinstance(value, list) else field.update
+    add(value)
 
 
 @pytest.mark.parametrize(("path", "value"), BAD, ids=[f"{p}={str(v)[:20]}" for p, v in BAD])
-def test_every_bound_is_named(path: str, value: Any) -> None:
+def test_every_bound_is_named(path: str, value: object) -> None:
     message = valid()
     c.work_from_pb(message, SPEC)
     put(message, path, value)
@@ -237,8 +244,8 @@ def test_every_bound_is_named(path: str, value: Any) -> None:
     assert path in {violation.field for violation in caught.value.violations}
 
 
-@pytest.mark.parametrize("name", ["temperature", "top_k", "seed", "repetition_penalty"])
-def test_workers_get_everything_said(name: str) -> None:
+@pytest.mark.parametrize("name", ["temperature", "top_k", "seed"])
+def test_workers_get_everything_said(name: Literal["temperature", "top_k", "seed"]) -> None:
     message = valid()
     message.sampling.ClearField(name)
     with pytest.raises(InvalidRequest, match="must be present"):
@@ -300,9 +307,7 @@ def test_any_message_that_parses_is_read_or_refused(data: bytes) -> None:
         message: Any = cls()
         try:
             message.ParseFromString(data)
-        except Exception:  # noqa: BLE001, S112 - not a message: another test's matter
+        except DecodeError:
             continue
-        try:
+        with suppress(InvalidRequest):
             read(message)
-        except InvalidRequest:
-            pass

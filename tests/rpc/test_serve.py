@@ -3,13 +3,16 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc.aio
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
+    reflection_pb2,
+    reflection_pb2_grpc,
+)
 
 from core.errors import PeerLost, Saturated
 from core.limits import MAX_CLIENT_MESSAGE_BYTES
@@ -17,7 +20,7 @@ from rpc.dial import BadAddress, ChannelPool, dial
 from rpc.options import Plane
 from rpc.serve import BindFailed, Life, Server, bind, build, serve
 from rpc.status import error_from
-from tests.rpc.support import add, call, serving
+from tests.rpc.support import Context, add, call, serving, until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -66,7 +69,7 @@ class Running:
 async def running() -> AsyncIterator[tuple[Running, "asyncio.Future[None]", grpc.aio.Channel]]:
     server = await build(Plane.WORKER, ("baton.v1.KvTransfer",))
 
-    async def method(request: bytes, _: Any) -> bytes:
+    async def method(request: bytes, _: Context) -> bytes:
         return request
 
     add(server, method)
@@ -156,7 +159,7 @@ def test_bad_addresses(address: str) -> None:
 
 
 async def test_large_messages_are_refused_by_the_plane() -> None:
-    async def method(_: bytes, __: Any) -> bytes:
+    async def method(_: bytes, __: Context) -> bytes:
         return b""
 
     async with serving(method) as channel:
@@ -168,7 +171,7 @@ async def test_large_messages_are_refused_by_the_plane() -> None:
 async def test_pooled_channels_are_connections_of_their_own() -> None:
     peers: set[str] = set()
 
-    async def method(_: bytes, context: Any) -> bytes:
+    async def method(_: bytes, context: Context) -> bytes:
         peers.add(context.peer())
         return b""
 
@@ -206,35 +209,36 @@ class Blackhole:
             writer.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            if not self.silent:
-                writer.write(data)
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if not self.silent:
+                    writer.write(data)
         writer.close()
 
 
 async def test_a_link_gone_silent_is_noticed_within_three_seconds() -> None:
-    started, ended = asyncio.Event(), asyncio.Event()
+    started = ended = 0
 
-    async def method(_: bytes, __: Any) -> bytes:
-        started.set()
+    async def method(_: bytes, __: Context) -> bytes:
+        nonlocal started, ended
+        started += 1
         try:
             await asyncio.Event().wait()
         finally:
-            ended.set()
+            ended += 1
         return b""
 
     server = await build(Plane.WORKER, ())
     add(server, method)
-    hole = Blackhole(f"127.0.0.1:{bind(server, '127.0.0.1:0')}")
+    address = f"127.0.0.1:{bind(server, '127.0.0.1:0')}"
     await server.grpc.start()
+    hole = Blackhole(address)
     proxy = await asyncio.start_server(hole, "127.0.0.1", 0)
     port = proxy.sockets[0].getsockname()[1]
-    async with dial(f"127.0.0.1:{port}") as channel:
+    async with dial(f"127.0.0.1:{port}") as channel, dial(address) as healthy:
+        waiting = asyncio.ensure_future(call(healthy, timeout_s=60))
         calling = asyncio.ensure_future(call(channel, timeout_s=60))
-        await started.wait()
-        # Alive and idle for longer than all limits: not taken for dead.
-        await asyncio.wait([calling], timeout=3.5)
-        assert not calling.done()
+        await until(lambda: started == 2)
         hole.silent = True
         silent_at_s = time.monotonic()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -244,6 +248,10 @@ async def test_a_link_gone_silent_is_noticed_within_three_seconds() -> None:
         # 1 s between pings and 2 s of patience, and what a busy machine adds.
         assert noticed_s < 4.0
         # The server's own pings notice it too, and end the call there.
-        await asyncio.wait_for(ended.wait(), 4.0)
-    proxy.close()
+        await until(lambda: ended == 1)
+        # A link that only had nothing to say is not taken for dead.
+        assert not waiting.done()
+        waiting.cancel()
     await server.grpc.stop(grace=None)
+    proxy.close()
+    await proxy.wait_closed()

@@ -2,18 +2,17 @@
 
 import asyncio
 import logging
-from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from grpc_status import rpc_status
+from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from core import errors
 from core.errors import BatonError, FieldViolation, InvalidRequest, Saturated
 from kv_transfer.errors import LeaseEnded
 from rpc.status import RemoteFault, error_from, our_error, status_boundary, to_status
-from tests.rpc.support import call, serving
+from tests.rpc.support import Context, call, serving
 
 PLAIN = [
     errors.UnknownModel,
@@ -38,7 +37,7 @@ PLAIN = [
 async def crossed(error: BaseException) -> BatonError:
     """What a client gets of an error that a servicer method raised."""
 
-    async def method(_: bytes, context: Any) -> bytes:
+    async def method(_: bytes, context: Context) -> bytes:
         async with status_boundary(context):
             raise error
         return b""
@@ -57,7 +56,9 @@ async def test_typed_errors_come_back_as_themselves(cls: type[BatonError]) -> No
 
 
 def test_every_status_name_is_one_of_grpc() -> None:
-    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, BatonError)]
+    classes = [
+        c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, BatonError)
+    ]
     assert {cls.status for cls in classes} <= set(grpc.StatusCode.__members__)
 
 
@@ -110,7 +111,7 @@ async def test_bugs_get_an_id_and_say_no_more(
 async def test_a_cancelled_call_reaches_the_method_as_a_cancel() -> None:
     started, ended = asyncio.Event(), asyncio.Event()
 
-    async def method(_: bytes, context: Any) -> bytes:
+    async def method(_: bytes, context: Context) -> bytes:
         async with status_boundary(context):
             started.set()
             try:
@@ -131,7 +132,7 @@ async def test_a_cancelled_call_reaches_the_method_as_a_cancel() -> None:
 
 
 async def test_an_abort_further_in_is_left_alone() -> None:
-    async def method(_: bytes, context: Any) -> bytes:
+    async def method(_: bytes, context: Context) -> bytes:
         async with status_boundary(context):
             await context.abort(grpc.StatusCode.DATA_LOSS, "inner")
         return b""
@@ -167,9 +168,7 @@ def test_a_status_without_our_details_goes_by_its_code(
 def test_a_reason_does_not_choose_a_class_of_another_status() -> None:
     status = to_status(errors.StaleFence("late"))
     trailing = grpc.aio.Metadata(("grpc-status-details-bin", status.SerializeToString()))
-    error = grpc.aio.AioRpcError(
-        grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), trailing, "late"
-    )
+    error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), trailing, "late")
     assert type(error_from(error)) is errors.PeerLost
 
 

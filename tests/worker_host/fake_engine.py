@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from core.ids import Fingerprint
 from core.model_spec import ModelSpec
 from engine.batch import BatchEntry, StepResult
+
+Bytes = npt.NDArray[np.uint8]
 
 FAKE_SPEC = ModelSpec(
     name="fake",
@@ -42,18 +45,16 @@ def expected_tokens(prompt: Sequence[int], num_tokens: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def kv_of(
-    positions: Sequence[int], token_ids: Sequence[int], layer: int
-) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+def kv_of(positions: Sequence[int], token_ids: Sequence[int], layer: int) -> Bytes:
     """[k/v, token, byte] of some tokens in one layer."""
     token = np.asarray(token_ids)[None, :, None]
     position = np.asarray(positions)[None, :, None]
     side, byte = np.arange(2)[:, None, None], np.arange(WIDTH)[None, None, :]
     mixed = token * 31 + position * 17 + layer * 13 + side * 7 + byte * 3
-    return (mixed % 251).astype(np.uint8)
+    return np.asarray(mixed % 251, dtype=np.uint8)
 
 
-def token_of(kv: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> int:
+def token_of(kv: Bytes) -> int:
     """The next token after a context whose KV is [layer, k/v, token, byte]."""
     weights = np.arange(1, kv.shape[2] + 1, dtype=np.int64)[None, None, :, None]
     return FIRST_TOKEN_ID + int((kv * weights).sum()) % (FAKE_SPEC.vocab_size - FIRST_TOKEN_ID)
@@ -75,7 +76,7 @@ class FakeStore:
     def gather(self, layers: range, block_ids: Sequence[int], tokens: range) -> memoryview:
         """[layer][k/v][token][byte], flat."""
         picked = self.data[layers.start : layers.stop][:, :, self.slots(block_ids, tokens)]
-        return memoryview(np.ascontiguousarray(picked).reshape(-1))
+        return memoryview(picked.tobytes())
 
     def scatter(
         self, layers: range, block_ids: Sequence[int], tokens: range, payload: memoryview

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from core.blocks import BlockState
-from core.clock import ManualClock
+from core.clock import ManualClock, MonotonicClock
 from core.config import WorkerConfig
 from core.errors import BatonError, Draining, Incompatible, InvalidRequest
 from core.member import Role
@@ -16,6 +16,7 @@ from worker_host.blocks import InstanceBlocks
 from worker_host.callbacks import CallbackErrors
 from worker_host.door import Door
 from worker_host.holds import StepHolds
+from worker_host.lag import SAMPLE_EVERY_S, LagMonitor
 from worker_host.role import budget_of
 from worker_host.watchdog import STEP_TIMEOUT_S, Watchdog
 
@@ -113,6 +114,23 @@ async def test_the_watchdog_reports_a_step_that_hangs_and_its_return() -> None:
     running_since_s = None
     await watchdog.look()
     assert reports == [False, True]
+
+
+async def test_lag_is_sampled_only_while_steps_run() -> None:
+    loop = asyncio.get_running_loop()
+    lag = LagMonitor(MonotonicClock())
+    lag.step_begins()
+    # Holds the loop as a bad step would, past the first sample's moment.
+    held_until_s = loop.time() + 5 * SAMPLE_EVERY_S
+    while loop.time() < held_until_s:
+        pass
+    await asyncio.sleep(2 * SAMPLE_EVERY_S)
+    lag.step_returned()
+    assert lag.take_p99_s() >= 3 * SAMPLE_EVERY_S
+    await asyncio.sleep(4 * SAMPLE_EVERY_S)
+    lag.take_p99_s()
+    await asyncio.sleep(2 * SAMPLE_EVERY_S)
+    assert lag.take_p99_s() == 0.0
 
 
 async def test_a_failed_callback_ends_the_loop_that_watches(

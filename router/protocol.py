@@ -1,3 +1,0 @@
-"""Which version of the contract this router speaks."""
-
-PROTOCOL_VERSION = 1
