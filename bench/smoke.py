@@ -1,83 +1,202 @@
 """The claims of the main job, each beside its baseline in the same run, on SmolLM2 in float32.
 
 Workload, seeds and bars are fixed here: 30 prompts of 64 tokens for what the router adds, 10 of 512
-for the first gap, one of 1,024 for the event loop, 30 s of doing nothing for the idle cluster.
+for the first gap, 3 of 1,024 for the event loop, 5 cancels of each phase, 30 s of doing nothing.
 """
 
 import asyncio
 import random
 import statistics
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
-import grpc.aio
-
-from bench.processes import service
+from bench.pair import Pair, clock, running_pair
 from bench.report import Bar, Figure, Report, figure
-from core.clock import MonotonicClock
-from core.config import Config
-from core.ids import InstanceId, RouterId
-from core.member import Role
 from deploy.default_model import fetch_default_model
-from deploy.instance import InstanceSpec
-from registry.embedded import EmbeddedValkey
-from router.server import RouterSpec
-from rpc.dial import dial
-from rpc.kv_wire import fetch_stub
-from rpc.pb import (
-    cluster_pb2,
-    cluster_pb2_grpc,
-    generation_pb2,
-    generation_pb2_grpc,
-    kv_transfer_pb2,
-    kv_transfer_pb2_grpc,
-    types_pb2,
-    workers_pb2,
-    workers_pb2_grpc,
-)
+from router.events import Delta, Finished
 
 Progress = Callable[[str], None]
 
 SEED = 20_261
 VOCABULARY = range(1000, 40_000)
 SHORT_TOKENS, LONG_TOKENS, LAG_TOKENS = 64, 512, 1024
-NUM_SHORT, NUM_LONG, NUM_CANCELS = 30, 10, 5
+NUM_SHORT, NUM_LONG, NUM_LAG, NUM_CANCELS = 30, 10, 3, 5
 NUM_ANSWER_TOKENS = 12
 IDLE_S = 30.0
 QUICK = 3
 """--quick divides repetitions and the idle time by this."""
-READY_TIMEOUT_S = 30.0
-CALL_TIMEOUT_S = 60.0
-PROBE_S = 0.002
-"""Between two looks at an instance's books while a cancel is under way."""
+TIMEOUT_S = 120.0
+CHUNK_TOKENS = 256
+"""WorkerConfig.prefill_step_tokens: what a cancelled prompt may still compute."""
 
-clock = MonotonicClock()
+MAX_ROUTER_ADDS_S = 0.020
+MAX_STEPS_IN_GAP = 2
+MAX_LAG_S = 0.010
+MAX_FREE_S = 0.050
+MAX_IDLE_SHARE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Bed:
-    """Channels to one router, one prefill and one decode instance."""
+class Timed:
+    """One answer as its client saw it; seconds."""
 
-    router: grpc.aio.Channel
-    prefill: grpc.aio.Channel
-    decode: grpc.aio.Channel
-    fingerprint: str
-
-    async def books(self, channel: grpc.aio.Channel) -> cluster_pb2.InstanceStatus:
-        """One instance's own status."""
-        stub = cluster_pb2_grpc.ClusterStub(channel)
-        reply = await stub.Status(cluster_pb2.StatusRequest(), timeout=CALL_TIMEOUT_S)
-        return reply.instances[0]
-
-    async def cpu_s(self) -> float:
-        """Processor time used so far by router and instances."""
-        total = 0.0
-        for channel in (self.prefill, self.decode):
-            total += (await self.books(channel)).integrity.cpu_s
-        return total
+    ttft_s: float
+    first_gap_s: float
+    step_s: float
+    """Median gap between tokens after the second."""
+    finished: Finished
 
 
 def measure(*, quick: bool, on_progress: Progress) -> Report:
     """Run everything; see the module's text."""
     return asyncio.run(_measure(QUICK if quick else 1, on_progress))
+
+
+async def _measure(divisor: int, on_progress: Progress) -> Report:
+    model_dir = fetch_default_model()
+    async with running_pair(model_dir) as pair:
+        rng = random.Random(SEED)
+        on_progress("warming up")
+        for num_tokens in (SHORT_TOKENS, LONG_TOKENS):
+            await _ask(pair, _prompt(rng, num_tokens))
+        on_progress("what the router adds to TTFT")
+        added, added_bars = await _router_adds(pair, rng, NUM_SHORT // divisor)
+        on_progress("the first gap")
+        gap, gap_bars = await _first_gap(pair, rng, NUM_LONG // divisor)
+        step_s = gap[-1].median
+        on_progress("the event loop during a long prefill")
+        lag, lag_bars = await _loop_lag(pair, rng, max(1, NUM_LAG // divisor))
+        chunk_s = lag[-1].median * CHUNK_TOKENS / LAG_TOKENS
+        on_progress("cancels")
+        freed, freed_bars = await _cancels(
+            pair, rng, max(1, NUM_CANCELS // divisor), step_s, chunk_s
+        )
+        on_progress("doing nothing")
+        idle, idle_bars = await _idle(pair, IDLE_S / divisor)
+    return Report(
+        name="smoke",
+        figures=(*added, *gap, *lag, *freed, *idle),
+        bars=(*added_bars, *gap_bars, *lag_bars, *freed_bars, *idle_bars),
+    )
+
+
+async def _router_adds(pair: Pair, rng: random.Random, num: int) -> tuple[list[Figure], list[Bar]]:
+    direct_s, routed_s = [], []
+    for index in range(num):
+        prompt = _prompt(rng, SHORT_TOKENS)
+        direct_s.append(await pair.direct_ttft_s(prompt, f"direct/{index}"))
+        routed_s.append((await _ask(pair, prompt, max_tokens=1)).ttft_s)
+    direct = figure("TTFT, prefill called directly (baseline)", direct_s, "s")
+    routed = figure("TTFT through the router", routed_s, "s")
+    adds_s = routed.median - direct.median
+    bar = Bar(name="router adds to TTFT, p50", value=adds_s, bound=MAX_ROUTER_ADDS_S, unit="s")
+    return [direct, routed], [bar]
+
+
+async def _first_gap(pair: Pair, rng: random.Random, num: int) -> tuple[list[Figure], list[Bar]]:
+    floors_s, answers = [], []
+    for index in range(num):
+        prompt = _prompt(rng, LONG_TOKENS)
+        floors_s.append(await pair.transfer_floor_s(prompt, f"floor/{index}"))
+        answers.append(await _ask(pair, prompt))
+    floor = figure(f"fetch of {LONG_TOKENS} tokens' KV (floor)", floors_s, "s")
+    gap = figure(f"first gap at {LONG_TOKENS} tokens", (a.first_gap_s for a in answers), "s")
+    step = figure("decode step", (a.step_s for a in answers), "s")
+    bound_s = floor.median + MAX_STEPS_IN_GAP * step.median
+    bar = Bar(name="first gap ≤ floor + 2 decode steps", value=gap.median, bound=bound_s, unit="s")
+    return [floor, gap, step], [bar]
+
+
+async def _loop_lag(pair: Pair, rng: random.Random, num: int) -> tuple[list[Figure], list[Bar]]:
+    lags_s, computes_s = [], []
+    for _ in range(num):
+        await pair.books(pair.prefill)  # forget the samples so far
+        answer = await _ask(pair, _prompt(rng, LAG_TOKENS), max_tokens=1)
+        lags_s.append((await pair.books(pair.prefill)).integrity.loop_lag_p99_s)
+        computes_s.append(answer.finished.timing.prefill.compute_s)
+    name = f"event loop lag p99 during a {LAG_TOKENS}-token prefill"
+    bar = Bar(name=name, value=max(lags_s), bound=MAX_LAG_S, unit="s")
+    compute = figure(f"prefill of {LAG_TOKENS} tokens", computes_s, "s")
+    return [figure(name, lags_s, "s"), compute], [bar]
+
+
+async def _cancels(
+    pair: Pair, rng: random.Random, num: int, step_s: float, chunk_s: float
+) -> tuple[list[Figure], list[Bar]]:
+    decode_s = [await _cancel_decode(pair, _prompt(rng, LONG_TOKENS)) for _ in range(num)]
+    prefill_s = [await _cancel_prefill(pair, _prompt(rng, LAG_TOKENS)) for _ in range(num)]
+    decode = figure("cancel until decode's blocks are free", decode_s, "s")
+    prefill = figure("cancel until prefill's blocks are free", prefill_s, "s")
+    bars = [
+        Bar(
+            name=f"{decode.name} ≤ step + 50 ms",
+            value=decode.median,
+            bound=step_s + MAX_FREE_S,
+            unit="s",
+        ),
+        Bar(
+            name=f"{prefill.name} ≤ chunk + 50 ms",
+            value=prefill.median,
+            bound=chunk_s + MAX_FREE_S,
+            unit="s",
+        ),
+    ]
+    return [decode, prefill], bars
+
+
+async def _cancel_decode(pair: Pair, prompt: tuple[int, ...]) -> float:
+    stream = pair.client.generate(
+        token_ids=prompt, max_tokens=400, temperature=0.0, ignore_eos=True, timeout_s=TIMEOUT_S
+    )
+    num_tokens = 0
+    async with aclosing(stream) as events:
+        async for event in events:
+            num_tokens += len(event.token_ids) if isinstance(event, Delta) else 0
+            if num_tokens >= 3:
+                break
+    return await pair.until_freed(pair.decode)
+
+
+async def _cancel_prefill(pair: Pair, prompt: tuple[int, ...]) -> float:
+    stream = pair.client.generate(token_ids=prompt, max_tokens=4, timeout_s=TIMEOUT_S)
+    async with aclosing(stream) as events:
+        await anext(events)
+        await pair.until_busy(pair.prefill)
+    return await pair.until_freed(pair.prefill)
+
+
+async def _idle(pair: Pair, duration_s: float) -> tuple[list[Figure], list[Bar]]:
+    before_s, started_s = pair.cpu_s(), clock.now_s()
+    await asyncio.sleep(duration_s)
+    share = (pair.cpu_s() - before_s) / (clock.now_s() - started_s)
+    name = "router, prefill and decode together, idle"
+    bar = Bar(name=name, value=share, bound=MAX_IDLE_SHARE, unit="cores")
+    return [figure(name, [share], "cores")], [bar]
+
+
+async def _ask(pair: Pair, prompt: tuple[int, ...], max_tokens: int = NUM_ANSWER_TOKENS) -> Timed:
+    """One request through the router, timed by its client."""
+    started_s, moments_s = clock.now_s(), list[float]()
+    async for event in pair.client.generate(
+        token_ids=prompt,
+        max_tokens=max_tokens,
+        temperature=0.0,
+        ignore_eos=True,
+        timeout_s=TIMEOUT_S,
+    ):
+        if isinstance(event, Delta):
+            moments_s += [clock.now_s()] * len(event.token_ids)
+        elif isinstance(event, Finished):
+            finished = event
+    gaps_s = [b - a for a, b in zip(moments_s, moments_s[1:], strict=False)]
+    return Timed(
+        ttft_s=moments_s[0] - started_s,
+        first_gap_s=gaps_s[0] if gaps_s else 0.0,
+        step_s=statistics.median(gaps_s[1:]) if len(gaps_s) > 1 else 0.0,
+        finished=finished,
+    )
+
+
+def _prompt(rng: random.Random, num_tokens: int) -> tuple[int, ...]:
+    return tuple(rng.choice(VOCABULARY) for _ in range(num_tokens))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from core.errors import BatonError
 from core.paths import user_cache_dir
 
 
@@ -20,8 +21,21 @@ def announced(name: str, router_addresses: tuple[str, ...]) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def router_addresses() -> tuple[str, ...]:
-    """Of the cluster announced last; empty when there is none."""
+class NoCluster(BatonError):
+    """Nothing to talk to."""
+
+    status = "UNAVAILABLE"
+
+
+def find_routers(address: str | None) -> tuple[str, ...]:
+    """The given address, or those of the cluster announced last. Raises NoCluster."""
+    found = (address,) if address else _announced_last()
+    if not found:
+        raise NoCluster("no running cluster: start one with `baton serve`, or give --address")
+    return found
+
+
+def _announced_last() -> tuple[str, ...]:
     notes = sorted(_folder().glob("*.json"), key=lambda path: path.stat().st_mtime)
     if not notes:
         return ()

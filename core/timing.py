@@ -22,7 +22,7 @@ class HandoffTiming:
     credit_wait_s: float = 0.0
     """Prefill's clock: after the first token, time with segments to send and no credit."""
     sink_tail_s: float = 0.0
-    """Decode's clock: last segment received to commit (verify and scatter)."""
+    """Decode's clock: end of the Fetch received to commit (verify and scatter)."""
     decode_queue_s: float = 0.0
     """Decode's clock: commit to the start of the first decode step."""
     first_step_s: float = 0.0

@@ -68,6 +68,7 @@ class Arrived:
     num_bytes: int = 0
     num_segments: int = 0
     last_at_s: float = 0.0
+    """Of the End frame, or of a segment fetched again after it: before, prefill still computes."""
 
     def add(self, num_bytes: int, now_s: float) -> None:
         """One segment, refetched ones too."""
@@ -93,7 +94,7 @@ def result_of(
         source_tail_s=end.source_tail_s,
         credit_wait_s=end.credit_wait_s,
         first_segment_lead_s=end.first_segment_lead_s,
-        sink_tail_s=committed_at_s - arrived.last_at_s if arrived.num_segments else 0.0,
+        sink_tail_s=committed_at_s - arrived.last_at_s,
         num_kv_bytes=arrived.num_bytes,
         num_segments=arrived.num_segments,
         num_kv_tokens=num_tokens,

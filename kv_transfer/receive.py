@@ -147,6 +147,7 @@ class Receiver:
             await self._take_segment(frame.message.segment, frame.payload)
         elif kind == "end" and self._end is None:
             self._end = end = frame.message.end
+            self._arrived.last_at_s = self.clock.now_s()
             # Checked before anything rests on it: a commit cannot be taken back.
             self._result(end)
             self.sink.end(self.attempt, end.digest)

@@ -56,9 +56,12 @@ class Tokenizer:
         generation_config = _read_json(model_dir / "config.json")
         generation_config |= _read_json(model_dir / "generation_config.json")
         try:
-            return cls(tokenizer_json, config, generation_config)
+            tokenizer = cls(tokenizer_json, config, generation_config)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
+        # Now, and not while a first token waits: it reads the whole vocabulary.
+        _ = tokenizer.byte_token_ids
+        return tokenizer
 
     @property
     def vocab_size(self) -> int:

@@ -354,7 +354,7 @@ class HandoffTiming(_message.Message):
     credit_wait_s: _builtins.float
     """Prefill's clock: after the first token, time with segments to send and no credit."""
     sink_tail_s: _builtins.float
-    """Decode's clock: last segment received to commit (verify and scatter)."""
+    """Decode's clock: end of the Fetch received to commit (verify and scatter)."""
     decode_queue_s: _builtins.float
     """Decode's clock: commit to the start of the first decode step."""
     first_step_s: _builtins.float

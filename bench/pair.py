@@ -1,0 +1,212 @@
+"""One prefill, one decode, one router as plain processes, and what a benchmark asks of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+import psutil
+
+from bench.processes import Service, service
+from core.blocks import IDLE_STATES
+from core.clock import MonotonicClock
+from core.config import Config, RouterConfig
+from core.ids import HandoffId, InstanceId, RouterId
+from core.member import Role
+from core.request import Fence, SamplingParams, StopParams
+from core.work import PROTOCOL_VERSION, WorkRequest
+from deploy.cluster import await_connected
+from deploy.instance import InstanceSpec
+from registry.embedded import EmbeddedValkey
+from router.client import AsyncClient
+from router.server import RouterSpec
+from rpc.convert import work_to_pb
+from rpc.dial import dial
+from rpc.kv_wire import FetchFrame, fetch_call
+from rpc.pb import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    kv_transfer_pb2,
+    kv_transfer_pb2_grpc,
+    types_pb2,
+    workers_pb2,
+    workers_pb2_grpc,
+)
+
+CALL_TIMEOUT_S = 60.0
+DRAIN_S = 2.0
+PROBE_S = 0.002
+"""Between two looks at an instance's books."""
+FETCH_BYTES = 2 * 1024 * 1024
+"""As HandoffConfig.max_segment_bytes."""
+
+clock = MonotonicClock()
+IDLE_STATE_NAMES = frozenset(str(state) for state in IDLE_STATES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Running processes, and connections to them."""
+
+    client: AsyncClient
+    prefill: grpc.aio.Channel
+    decode: grpc.aio.Channel
+    fingerprint: str
+    pids: Sequence[int]
+
+    async def books(self, channel: grpc.aio.Channel) -> cluster_pb2.InstanceStatus:
+        """One instance's own status."""
+        stub = cluster_pb2_grpc.ClusterStub(channel)
+        reply = await stub.Status(cluster_pb2.StatusRequest(), timeout=CALL_TIMEOUT_S)
+        return reply.instances[0]
+
+    async def until_freed(self, channel: grpc.aio.Channel) -> float:
+        """Seconds until an instance holds no block."""
+        started_s = clock.now_s()
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            while _num_held(await self.books(channel)):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(PROBE_S)
+        return clock.now_s() - started_s
+
+    async def until_busy(self, channel: grpc.aio.Channel) -> None:
+        """Return once an instance holds blocks."""
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            while not _num_held(await self.books(channel)):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(PROBE_S)
+
+    async def direct_ttft_s(self, prompt: Sequence[int], name: str) -> float:
+        """TTFT of calling prefill without a router: the baseline."""
+        started_s = clock.now_s()
+        call = self._prefill_call(prompt, name, only_first_token=True)
+        async for event in call:
+            if event.WhichOneof("event") == "token":
+                ttft_s = clock.now_s() - started_s
+        return ttft_s
+
+    async def transfer_floor_s(self, prompt: Sequence[int], name: str) -> float:
+        """Seconds to fetch a computed prompt's KV with full credit, doing nothing with it."""
+        call = self._prefill_call(prompt, name, only_first_token=False)
+        async for event in call:
+            if event.WhichOneof("event") == "token":
+                break
+        started_s = clock.now_s()
+        await self._fetch_all(name, len(prompt))
+        floor_s = clock.now_s() - started_s
+        stub = kv_transfer_pb2_grpc.KvTransferStub(self.prefill)
+        await stub.Release(
+            kv_transfer_pb2.ReleaseRequest(
+                handoff_id=name, fence=types_pb2.Fence(attempt=1), committed=True
+            ),
+            timeout=CALL_TIMEOUT_S,
+        )
+        call.cancel()
+        return floor_s
+
+    async def _fetch_all(self, name: str, num_tokens: int) -> None:
+        fetch = fetch_call(self.prefill)
+        await fetch.write(
+            kv_transfer_pb2.FetchRequest(
+                open=kv_transfer_pb2.FetchOpen(
+                    handoff_id=name,
+                    fence=types_pb2.Fence(attempt=1),
+                    fingerprint=self.fingerprint,
+                    protocol_version=PROTOCOL_VERSION,
+                    max_segment_bytes=FETCH_BYTES,
+                )
+            )
+        )
+        credit = kv_transfer_pb2.Credit(num_tokens=num_tokens)
+        await fetch.write(kv_transfer_pb2.FetchRequest(credit=credit))
+        async for frame in fetch:
+            assert isinstance(frame, FetchFrame)
+            if frame.message.WhichOneof("message") == "end":
+                fetch.cancel()
+                return
+
+    def _prefill_call(
+        self, prompt: Sequence[int], name: str, *, only_first_token: bool
+    ) -> "grpc.aio.UnaryStreamCall[workers_pb2.PrefillRequest, workers_pb2.PrefillEvent]":
+        work = WorkRequest(
+            handoff_id=HandoffId(name),
+            fence=Fence(0, 1),
+            router_id=RouterId("bench"),
+            prompt_token_ids=tuple(prompt),
+            output_token_ids=(),
+            sampling=SamplingParams(temperature=0.0),
+            stop=StopParams(max_tokens=1 if only_first_token else 8),
+            child_index=0,
+            timeout_s=CALL_TIMEOUT_S,
+            fingerprint=self.fingerprint,  # type: ignore[arg-type]
+        )
+        stub = workers_pb2_grpc.PrefillWorkerStub(self.prefill)
+        request = workers_pb2.PrefillRequest(
+            work=work_to_pb(work), only_first_token=only_first_token
+        )
+        return stub.Prefill(request, timeout=CALL_TIMEOUT_S)  # type: ignore[return-value]
+
+    def cpu_s(self) -> float:
+        """Processor time of router and instances since their start."""
+        times = [psutil.Process(pid).cpu_times() for pid in self.pids]
+        return sum(t.user + t.system for t in times)
+
+
+def _num_held(status: cluster_pb2.InstanceStatus) -> int:
+    blocks = status.integrity.blocks
+    return sum(n for state, n in blocks.items() if state not in IDLE_STATE_NAMES)
+
+
+@asynccontextmanager
+async def running_pair(model_dir: Path) -> AsyncIterator[Pair]:
+    """Start everything; stop it when the block ends."""
+    async with AsyncExitStack() as stack:
+        url = (await stack.enter_async_context(EmbeddedValkey())).url
+
+        def start(module: str, spec: InstanceSpec | RouterSpec) -> Service:
+            return stack.enter_context(service(module, spec.to_json()))
+
+        prefill, decode = (
+            start(
+                "deploy.instance",
+                InstanceSpec(
+                    instance_id=InstanceId(f"{role}-0"),
+                    role=role,
+                    model_dir=model_dir,
+                    config=Config(),
+                    registry_url=url,
+                    cluster="bench",
+                    drain_s=DRAIN_S,
+                ),
+            )
+            for role in (Role.PREFILL, Role.DECODE)
+        )
+        router = start(
+            "router.server",
+            RouterSpec(
+                router_id=RouterId("router-0"),
+                model_dir=model_dir,
+                registry_url=url,
+                cluster="bench",
+                config=RouterConfig(),
+                drain_s=DRAIN_S,
+            ),
+        )
+        await await_connected(router.address, 2)
+        client = await stack.enter_async_context(AsyncClient([router.address]))
+        channels = [await stack.enter_async_context(dial(s.address)) for s in (prefill, decode)]
+        pair = Pair(
+            client=client,
+            prefill=channels[0],
+            decode=channels[1],
+            fingerprint="",
+            pids=[s.process.pid for s in (prefill, decode, router)],
+        )
+        fingerprint = (await pair.books(pair.prefill)).fingerprint
+        yield Pair(
+            client=client,
+            prefill=channels[0],
+            decode=channels[1],
+            fingerprint=fingerprint,
+            pids=pair.pids,
+        )

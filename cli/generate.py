@@ -1,0 +1,89 @@
+"""`baton generate`."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from cli.fetch import serve_extra_missing
+from cli.running import find_routers
+from core.errors import BatonError
+
+if TYPE_CHECKING:
+    from router.events import Event, Finished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """The command line."""
+
+    prompt: str
+    address: str | None
+    max_tokens: int
+    temperature: float
+    seed: int | None
+    raw: bool
+    json_output: bool
+
+
+def ask(question: Question) -> None:
+    """Stream the answer to standard output; errors are one line and exit status 1 or 4."""
+    console = Console(stderr=True, highlight=False)
+    try:
+        asyncio.run(_ask(question, console))
+    except ModuleNotFoundError as error:
+        console.print(serve_extra_missing(error))
+        raise typer.Exit(4) from None
+    except BatonError as error:
+        console.print(f"{error.reason}: {error}")
+        raise typer.Exit(1) from None
+
+
+async def _ask(question: Question, console: Console) -> None:
+    from router.client import AsyncClient
+    from router.events import Accepted, Delta, Finished
+
+    prompt = sys.stdin.read() if question.prompt == "-" else question.prompt
+    async with AsyncClient(find_routers(question.address)) as client:
+        options = {"max_tokens": question.max_tokens, "temperature": question.temperature}
+        if question.seed is not None:
+            options["seed"] = question.seed
+        stream: AsyncGenerator[Event, None]
+        if question.raw:
+            stream = client.generate(prompt, **options)  # type: ignore[arg-type]
+        else:
+            chat = [{"role": "user", "content": prompt}]
+            stream = client.generate(messages=chat, **options)  # type: ignore[arg-type]
+        async with aclosing(stream) as events:
+            async for event in events:
+                match event:
+                    case _ if question.json_output:
+                        _write(json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n")
+                    case Delta(text=text):
+                        _write(text)
+                    case Finished():
+                        _write("\n")
+                        console.print(_summary(event), style="dim")
+                    case Accepted():
+                        pass
+
+
+def _summary(finished: "Finished") -> str:
+    timing = finished.timing
+    return (
+        f"{finished.num_output_tokens} tokens, {finished.reason.value}; "
+        f"TTFT {timing.ttft_s * 1e3:.0f} ms, first gap {timing.first_gap_s * 1e3:.0f} ms, "
+        f"TPOT {timing.tpot_s * 1e3:.0f} ms; "
+        f"{timing.prefill_instance_id} → {timing.decode_instance_id or 'nobody'}"
+    )
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
