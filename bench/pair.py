@@ -13,7 +13,7 @@ from bench.processes import Service, service
 from core.blocks import IDLE_STATES
 from core.clock import MonotonicClock
 from core.config import Config, RouterConfig
-from core.ids import HandoffId, InstanceId, RouterId
+from core.ids import Fingerprint, HandoffId, InstanceId, RouterId
 from core.member import Role
 from core.request import Fence, SamplingParams, StopParams
 from core.work import PROTOCOL_VERSION, WorkRequest
@@ -138,13 +138,13 @@ class Pair:
             stop=StopParams(max_tokens=1 if only_first_token else 8),
             child_index=0,
             timeout_s=CALL_TIMEOUT_S,
-            fingerprint=self.fingerprint,  # type: ignore[arg-type]
+            fingerprint=Fingerprint(self.fingerprint),
         )
         stub = workers_pb2_grpc.PrefillWorkerStub(self.prefill)
         request = workers_pb2.PrefillRequest(
             work=work_to_pb(work), only_first_token=only_first_token
         )
-        return stub.Prefill(request, timeout=CALL_TIMEOUT_S)  # type: ignore[return-value]
+        return stub.Prefill(request, timeout=CALL_TIMEOUT_S)
 
     def cpu_s(self) -> float:
         """Processor time of router and instances since their start."""

@@ -9,7 +9,8 @@ import random
 import statistics
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from itertools import pairwise
 
 from bench.pair import Pair, clock, running_pair
 from bench.report import Bar, Figure, Report, figure
@@ -48,6 +49,18 @@ class Timed:
     finished: Finished
 
 
+@dataclass(frozen=True, slots=True)
+class Cancels:
+    """How many of each phase, and what a cancel has to wait for at most."""
+
+    num: int
+    _: KW_ONLY
+    step_s: float
+    """One decode step."""
+    chunk_s: float
+    """One prefill step."""
+
+
 def measure(*, quick: bool, on_progress: Progress) -> Report:
     """Run everything; see the module's text."""
     return asyncio.run(_measure(QUICK if quick else 1, on_progress))
@@ -69,9 +82,8 @@ async def _measure(divisor: int, on_progress: Progress) -> Report:
         lag, lag_bars = await _loop_lag(pair, rng, max(1, NUM_LAG // divisor))
         chunk_s = lag[-1].median * CHUNK_TOKENS / LAG_TOKENS
         on_progress("cancels")
-        freed, freed_bars = await _cancels(
-            pair, rng, max(1, NUM_CANCELS // divisor), step_s, chunk_s
-        )
+        cancels = Cancels(max(1, NUM_CANCELS // divisor), step_s=step_s, chunk_s=chunk_s)
+        freed, freed_bars = await _cancels(pair, rng, cancels)
         on_progress("doing nothing")
         idle, idle_bars = await _idle(pair, IDLE_S / divisor)
     return Report(
@@ -122,25 +134,17 @@ async def _loop_lag(pair: Pair, rng: random.Random, num: int) -> tuple[list[Figu
 
 
 async def _cancels(
-    pair: Pair, rng: random.Random, num: int, step_s: float, chunk_s: float
+    pair: Pair, rng: random.Random, cancels: Cancels
 ) -> tuple[list[Figure], list[Bar]]:
+    num = cancels.num
     decode_s = [await _cancel_decode(pair, _prompt(rng, LONG_TOKENS)) for _ in range(num)]
     prefill_s = [await _cancel_prefill(pair, _prompt(rng, LAG_TOKENS)) for _ in range(num)]
     decode = figure("cancel until decode's blocks are free", decode_s, "s")
     prefill = figure("cancel until prefill's blocks are free", prefill_s, "s")
+    bounds_s = {decode: cancels.step_s + MAX_FREE_S, prefill: cancels.chunk_s + MAX_FREE_S}
     bars = [
-        Bar(
-            name=f"{decode.name} ≤ step + 50 ms",
-            value=decode.median,
-            bound=step_s + MAX_FREE_S,
-            unit="s",
-        ),
-        Bar(
-            name=f"{prefill.name} ≤ chunk + 50 ms",
-            value=prefill.median,
-            bound=chunk_s + MAX_FREE_S,
-            unit="s",
-        ),
+        Bar(name=f"{f.name} ≤ its step + 50 ms", value=f.median, bound=bound_s, unit="s")
+        for f, bound_s in bounds_s.items()
     ]
     return [decode, prefill], bars
 
@@ -189,7 +193,7 @@ async def _ask(pair: Pair, prompt: tuple[int, ...], max_tokens: int = NUM_ANSWER
             moments_s += [clock.now_s()] * len(event.token_ids)
         elif isinstance(event, Finished):
             finished = event
-    gaps_s = [b - a for a, b in zip(moments_s, moments_s[1:], strict=False)]
+    gaps_s = [b - a for a, b in pairwise(moments_s)]
     return Timed(
         ttft_s=moments_s[0] - started_s,
         first_gap_s=gaps_s[0] if gaps_s else 0.0,

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +15,8 @@ from cli.running import find_routers
 from core.errors import BatonError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from router.events import Event, Finished
 
 

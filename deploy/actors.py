@@ -5,7 +5,6 @@ import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +78,12 @@ class ServiceActor:
 
 def _main_of(kind: str, spec_json: str) -> Main:
     """Import only what this process needs: a router has no torch."""
-    main: Any
     if kind == "router":
         from router.server import RouterSpec, run_router
 
-        main, spec = run_router, RouterSpec.from_json(spec_json)
-    else:
-        from deploy.instance import InstanceSpec, run_instance
+        router = RouterSpec.from_json(spec_json)
+        return lambda stop, ready: run_router(router, stop=stop, ready=ready)
+    from deploy.instance import InstanceSpec, run_instance
 
-        main, spec = run_instance, InstanceSpec.from_json(spec_json)
-    return lambda stop, ready: main(spec, stop=stop, ready=ready)
+    instance = InstanceSpec.from_json(spec_json)
+    return lambda stop, ready: run_instance(instance, stop=stop, ready=ready)

@@ -112,7 +112,8 @@ class Cluster:
         if spec.num_cpus or spec.num_gpus:
             options["scheduling_strategy"] = self._placement(spec)
         actor = self.ray.remote(ServiceActor).options(**options)
-        return actor.remote(spec.kind, spec.spec_json, spec.log_level)
+        handle: ActorHandle[Any] = actor.remote(spec.kind, spec.spec_json, spec.log_level)
+        return handle
 
     def _placement(self, spec: "ActorSpec") -> "PlacementGroupSchedulingStrategy":
         """The instance's placement group: its ranks packed on one host."""
@@ -162,7 +163,7 @@ async def await_connected(router_address: str, num_instances: int) -> None:
             ) from error
 
 
-async def _num_connected(stub: cluster_pb2_grpc.ClusterStub) -> int:
+async def _num_connected(stub: cluster_pb2_grpc.ClusterAsyncStub) -> int:
     reply = await stub.Status(cluster_pb2.StatusRequest(), timeout=CONNECT_TIMEOUT_S)
     return sum(instance.connected for instance in reply.instances)
 

@@ -1,6 +1,5 @@
 """One choice's answer on its way to the client: text, stop strings, timing, end."""
 
-from core.clock import Clock
 from core.errors import BatonError
 from core.request import FinishReason, Request
 from router.answer_text import AnswerText, Piece
@@ -13,12 +12,9 @@ from text.tokenizer import Tokenizer
 class Answer:
     """Takes tokens in order; puts events into the client's buffer."""
 
-    def __init__(
-        self, request: Request, tokenizer: Tokenizer, buffer: ClientBuffer, clock: Clock
-    ) -> None:
+    def __init__(self, request: Request, tokenizer: Tokenizer, buffer: ClientBuffer) -> None:
         self.timeline = Timeline(arrived_at_s=request.arrived_at_s)
         self._choice = request.child_index
-        self._clock = clock
         self._buffer = buffer
         self._text = AnswerText(tokenizer, request.stop.stop_strings)
         self._num_tokens = 0

@@ -27,11 +27,22 @@ PLACE_RETRY_S = 0.25
 class Choice:
     """Walks one flow. The links call it; everything else happens in `run`."""
 
-    def __init__(self, request: Request, around: Surroundings, answer: Answer) -> None:
+    def __init__(
+        self,
+        request: Request,
+        around: Surroundings,
+        answer: Answer,
+        *,
+        num_attempts_before: int = 0,
+    ) -> None:
         self._request = request
         self._around = around
         self._answer = answer
-        self._flow = Flow(request, max_attempts=around.max_attempts)
+        self._flow = Flow(
+            request,
+            max_attempts=around.max_attempts,
+            num_attempts_before=num_attempts_before,
+        )
         self._crew = Crew(request, around, self._flow, answer.timeline, self._act)
         self._due: deque[Action] = deque()
         self._is_acting = False
@@ -42,6 +53,11 @@ class Choice:
         """Of the first placement, and so of every later one."""
         self._is_waiting = False
         self._give_up_at_s: float | None = None
+
+    @property
+    def last_attempt(self) -> int:
+        """The highest that any worker has seen."""
+        return self._flow.attempt
 
     async def run(self) -> None:
         """From admission to the end; the answer holds the outcome. A cancel stops both workers."""
@@ -124,7 +140,7 @@ class Choice:
                 if self._answer.deliver(action.position, action.token_ids):
                     self._due.extend(self._flow.stop_matched())
             case Finish():
-                self._answer.finish(action.reason, self._flow.attempt)
+                self._answer.finish(action.reason, self._flow.num_attempts)
                 self._end(action.reason.value)
             case Fail():
                 self._answer.fail(action.error)
@@ -139,7 +155,7 @@ class Choice:
             self._flow.state.value,
             why,
             self._flow.delivery.num_tokens,
-            self._flow.attempt,
+            self._flow.num_attempts,
         )
         self._over.set()
 

@@ -1,7 +1,5 @@
 """One choice from admission to its end: walks the lifecycle table; decides, does no IO."""
 
-from dataclasses import dataclass
-
 from core.errors import (
     AttemptsExhausted,
     BatonError,
@@ -9,7 +7,6 @@ from core.errors import (
     DeadlinePassed,
     KvCorrupt,
     PeerLost,
-    StaleFence,
     WrongState,
 )
 from core.ids import InstanceId
@@ -31,41 +28,7 @@ from router.actions import (
     StopDecode,
 )
 from router.delivery import Delivery
-
-FINAL_STATUSES = frozenset(
-    {
-        "INVALID_ARGUMENT",
-        "UNIMPLEMENTED",
-        "UNAUTHENTICATED",
-        "PERMISSION_DENIED",
-        "OUT_OF_RANGE",
-    }
-)
-"""A worker that says one of these says what every other worker would say."""
-
-
-@dataclass(slots=True)
-class PrefillSide:
-    """The prefill instance of the present attempt."""
-
-    instance_id: InstanceId
-    attempt: int
-    num_forced: int
-    """Output tokens in its KV."""
-    kv_taken: bool = False
-    """Its lease ended with a commit: nobody needs it, but nobody can fetch from it either."""
-
-
-@dataclass(slots=True)
-class DecodeSide:
-    """The decode instance that holds, or will hold, the request."""
-
-    instance_id: InstanceId
-    placed_attempt: int
-    told_attempt: int
-    """Of its last Decode or Retarget."""
-    num_kv_lost: int = 0
-    """Prefills that could not deliver to it: from the second on it is suspected itself."""
+from router.sides import DecodeSide, PrefillSide, is_final
 
 
 class Flow:
@@ -74,10 +37,14 @@ class Flow:
     After each event the shell looks at `needs`: what is missing is to be placed, all at once.
     """
 
-    def __init__(self, request: Request, *, max_attempts: int) -> None:
+    def __init__(
+        self, request: Request, *, max_attempts: int, num_attempts_before: int = 0
+    ) -> None:
+        """`num_attempts_before` were made by an earlier request of the same id and epoch."""
         self.request = request
         self.state = State.QUEUED
-        self.attempt = 0
+        self.attempt = num_attempts_before
+        self._num_attempts_before = num_attempts_before
         self.prefill: PrefillSide | None = None
         self.decode: DecodeSide | None = None
         self.delivery = Delivery(request.stop, request.resumed_token_ids)
@@ -92,6 +59,11 @@ class Flow:
     def is_over(self) -> bool:
         """Nothing more will happen."""
         return self.state in TERMINAL
+
+    @property
+    def num_attempts(self) -> int:
+        """How often it was placed."""
+        return self.attempt - self._num_attempts_before
 
     @property
     def needs(self) -> frozenset[Phase]:
@@ -144,7 +116,7 @@ class Flow:
         """The Prefill stream ended; it matters unless somebody has taken the KV."""
         if self.prefill is None or not self._is_prefill(attempt) or self.prefill.kv_taken:
             return self._take_actions()
-        if self.state is not State.DECODING and _is_final(error):
+        if self.state is not State.DECODING and is_final(error):
             self.prefill = None
             self._fail(error)
         else:
@@ -164,7 +136,7 @@ class Flow:
         if isinstance(error, WrongState) and attempt > decode.placed_attempt:
             # The Retarget lost against the commit; the tokens follow on the stream.
             self._commit(attempt - 1)
-        elif _is_final(error):
+        elif is_final(error):
             self._fail(error)
         else:
             self._lose_decode(error, stop=True)
@@ -298,7 +270,7 @@ class Flow:
 
     def _decode_ended(self, decode: DecodeSide, error: BatonError) -> None:
         self._acknowledge(decode, done=True)
-        if _is_final(error):
+        if is_final(error):
             self.decode = None
             self._fail(error)
         else:
@@ -340,8 +312,8 @@ class Flow:
         self._try_again(error)
 
     def _try_again(self, error: BatonError) -> None:
-        if self.attempt >= self._max_attempts and not self.is_over:
-            cause = f"placed {self.attempt} times; last: {error.reason}: {error}"
+        if self.num_attempts >= self._max_attempts and not self.is_over:
+            cause = f"placed {self.num_attempts} times; last: {error.reason}: {error}"
             self._fail(AttemptsExhausted(cause))
 
     # --- endings ----------------------------------------------------------------------------
@@ -384,7 +356,3 @@ class Flow:
     def _take_actions(self) -> list[Action]:
         actions, self._actions = self._actions, []
         return actions
-
-
-def _is_final(error: BatonError) -> bool:
-    return error.status in FINAL_STATUSES or isinstance(error, StaleFence)

@@ -3,13 +3,12 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from core.clock import Clock
 from core.config import RouterConfig
-from core.errors import DeadlinePassed, DuplicateRequest, StaleFence
+from core.errors import DeadlinePassed
 from core.ids import RequestId
 from core.request import Request
 from core.validation import (
@@ -25,6 +24,7 @@ from router.answer import Answer
 from router.choice import Choice
 from router.events import Accepted, Event, Finished
 from router.output import ClientBuffer
+from router.running import Running, RunningRequests
 from router.surroundings import Surroundings
 from text.tokenizer import Tokenizer
 
@@ -37,14 +37,6 @@ Write = Callable[[Event], Awaitable[None]]
 """Gives one event to the client; waits while its connection is full."""
 
 
-@dataclass(slots=True, eq=False)
-class _Running:
-    """What the orchestrator knows of one request."""
-
-    epoch: int
-    choices: Sequence[Choice] = ()
-
-
 class Orchestrator:
     """All requests of one router; every front door calls `serve`."""
 
@@ -53,7 +45,7 @@ class Orchestrator:
         self._around = around
         self._tokenizer = tokenizer
         self._config = config
-        self._running: dict[RequestId, _Running] = {}
+        self._running = RunningRequests()
 
     @property
     def clock(self) -> Clock:
@@ -81,8 +73,9 @@ class Orchestrator:
         )
         request = await self._build(draft, limits, arrival)
         left_s = request.deadline_s - self.clock.now_s()
-        async with self._registered(request) as running, self.admission.admit(left_s):
-            await self._run(request, draft.num_choices, running, write)
+        with self._running.hold(request) as running:
+            async with self.admission.admit(left_s):
+                await self._run(request, draft.num_choices, running, write)
 
     async def drain(self) -> None:
         """Refuse new requests; return when the old have ended."""
@@ -114,24 +107,8 @@ class Orchestrator:
         assert isinstance(prompt, str), "checked: a prompt is text, tokens or a chat"
         return tuple(self._tokenizer.encode(prompt))
 
-    @asynccontextmanager
-    async def _registered(self, request: Request) -> AsyncIterator[_Running]:
-        """Hold the request id; a resume with a higher epoch takes it from whoever has it."""
-        key, running = request.request_id, _Running(request.epoch)
-        if (other := self._running.get(key)) is not None:
-            if other.epoch >= request.epoch:
-                raise DuplicateRequest(f"request id in use, epoch {other.epoch}")
-            for choice in other.choices:
-                choice.give_up(StaleFence(f"resumed elsewhere with epoch {request.epoch}"))
-        self._running[key] = running
-        try:
-            yield running
-        finally:
-            if self._running.get(key) is running:
-                del self._running[key]
-
     async def _run(
-        self, request: Request, num_choices: int, running: _Running, write: Write
+        self, request: Request, num_choices: int, running: Running, write: Write
     ) -> None:
         config = self._config
         buffer = ClientBuffer(
@@ -140,7 +117,7 @@ class Orchestrator:
             clock=self.clock,
         )
         running.choices = [
-            self._choice(replace(request, child_index=index), buffer)
+            self._choice(replace(request, child_index=index), buffer, running)
             for index in range(num_choices)
         ]
         logger.info(
@@ -160,9 +137,11 @@ class Orchestrator:
         if buffer.error is not None:
             raise buffer.error
 
-    def _choice(self, request: Request, buffer: ClientBuffer) -> Choice:
-        answer = Answer(request, self._tokenizer, buffer, self.clock)
-        return Choice(request, self._around, answer)
+    def _choice(self, request: Request, buffer: ClientBuffer, running: Running) -> Choice:
+        answer = Answer(request, self._tokenizer, buffer)
+        return Choice(
+            request, self._around, answer, num_attempts_before=running.num_attempts_before
+        )
 
     async def _write(
         self, request: Request, num_choices: int, buffer: ClientBuffer, write: Write

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -28,14 +29,15 @@ class Oracle:
     """Greedy answers of transformers' own generate(), float32, one prompt at a time."""
 
     def __init__(self, model_dir: Path) -> None:
-        self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-        self._model.eval()
+        # Any: transformers' own types do not describe what from_pretrained returns.
+        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        self._model = model.eval()
         # Whatever the checkpoint says: generate() takes what its argument leaves open from here.
-        self._model.generation_config = GenerationConfig()
+        self._model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
 
     def answer(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
         """Greedy output tokens; end-of-sequence tokens are ordinary ones here."""
-        config = GenerationConfig(
+        config = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=max_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
         )
         ids = torch.tensor([list(prompt)])

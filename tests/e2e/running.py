@@ -43,7 +43,7 @@ class RunningCluster:
 
     def run(self, work: Coroutine[Any, Any, T], timeout_s: float = 300.0) -> T:
         """Run a coroutine on the cluster's loop."""
-        bounded = asyncio.wait_for(work, timeout_s)
+        bounded = _within(work, timeout_s)
         return asyncio.run_coroutine_threadsafe(bounded, self._loop).result(timeout_s + 5.0)
 
     def _run(self) -> None:
@@ -59,6 +59,11 @@ class RunningCluster:
         async with start_cluster(self.spec) as self.cluster:
             self._started.set()
             await self._stop.wait()
+
+
+async def _within(work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    async with asyncio.timeout(timeout_s):
+        return await work
 
 
 @contextmanager

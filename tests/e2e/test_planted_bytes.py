@@ -97,4 +97,5 @@ async def _pair(model_dir: Path, load: Load) -> AsyncIterator[str]:
 async def _started(group: asyncio.TaskGroup, main: Callable[..., object]) -> str:
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     group.create_task(main(address.set_result))  # type: ignore[arg-type]
-    return await asyncio.wait_for(address, START_TIMEOUT_S)
+    async with asyncio.timeout(START_TIMEOUT_S):
+        return await address
