@@ -163,7 +163,7 @@ async def await_connected(router_address: str, num_instances: int) -> None:
             ) from error
 
 
-async def _num_connected(stub: cluster_pb2_grpc.ClusterAsyncStub) -> int:
+async def _num_connected(stub: "cluster_pb2_grpc.ClusterAsyncStub") -> int:
     reply = await stub.Status(cluster_pb2.StatusRequest(), timeout=CONNECT_TIMEOUT_S)
     return sum(instance.connected for instance in reply.instances)
 

@@ -14,6 +14,9 @@ from registry.memory import MemoryRegistry
 from router.client import AsyncClient
 from router.server import run_router
 from router.spec import RouterSpec
+from rpc.dial import dial
+from rpc.options import Plane
+from rpc.pb import cluster_pb2, cluster_pb2_grpc
 from tests.router.fakes import BOUND_S, FakeInstance, instances, write_tokenizer
 
 
@@ -66,13 +69,23 @@ async def stage(model_dir: Path) -> AsyncIterator[OpenStage]:
                 await stack.enter_async_context(_router(i, model_dir, registry, config))
                 for i in range(num_routers)
             ]
-            for peer in peers.values():
-                await peer.until(lambda p: len(p.subscriptions) >= num_routers)
+            for router in routers:
+                await _until_connected(router.address, len(peers))
             addresses = [router.address for router in routers]
             client = await stack.enter_async_context(AsyncClient(addresses))
             return Stage(peers, registry, routers, client)
 
         yield open_stage
+
+
+async def _until_connected(address: str, num_instances: int) -> None:
+    """Another role would serve until the right one has answered the router's subscription."""
+    async with dial(address, plane=Plane.CLIENT) as channel, asyncio.timeout(BOUND_S):
+        stub = cluster_pb2_grpc.ClusterStub(channel)
+        num_connected = -1
+        while num_connected < num_instances:
+            reply = await stub.Status(cluster_pb2.StatusRequest(), timeout=BOUND_S)
+            num_connected = sum(instance.connected for instance in reply.instances)
 
 
 @asynccontextmanager

@@ -26,7 +26,14 @@ from router.client import AsyncClient, Client
 from router.events import Delta, Finished
 from rpc.dial import dial
 from rpc.options import Plane
-from rpc.pb import cluster_pb2, cluster_pb2_grpc, generation_pb2, generation_pb2_grpc, types_pb2
+from rpc.pb import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    types_pb2,
+    workers_pb2,
+)
 from rpc.status import error_from
 from tests.router.conftest import OpenStage, Stage
 from tests.router.fakes import BOUND_S, FakeInstance, Gate, expected
@@ -225,6 +232,33 @@ async def test_duplicate_id_and_resume_that_takes_it(stage: OpenStage) -> None:
     assert "".join(delta.text for delta in deltas) == " ".join(f"w{i}" for i in want)
     await asyncio.wait({first})
     first.exception()
+
+
+async def test_an_id_may_be_used_again_and_workers_see_higher_attempts(stage: OpenStage) -> None:
+    on = await stage("pd")
+    for _ in range(3):
+        [answer] = await on.client.complete(
+            token_ids=PROMPT, max_tokens=3, seed=3, request_id="mine"
+        )
+        assert list(answer.token_ids) == expected(PROMPT, 3, seed=3)
+        assert answer.finished.timing.num_attempts == 1
+    assert [prefill.work.fence.attempt for prefill in on["p0"].prefills] == [1, 2, 3]
+
+
+async def test_news_that_nobody_reads_is_stopped_once(stage: OpenStage) -> None:
+    on = await stage("pd")
+    for position in range(3):
+        stray = workers_pb2.Output(
+            handoff_id="who/0",
+            fence=types_pb2.Fence(attempt=2),
+            first_position=position,
+            token_ids=[5],
+        )
+        on["d0"].outboxes["router-0"].put(stray)
+    await on["d0"].until(lambda p: len(p.stops) == 1)
+    [answer] = await on.client.complete(token_ids=PROMPT, max_tokens=3, seed=3)
+    assert list(answer.token_ids) == expected(PROMPT, 3, seed=3)
+    assert [(stop.handoff_id, stop.fence.attempt) for stop in on["d0"].stops] == [("who/0", 2)]
 
 
 async def test_refused_when_full(stage: OpenStage) -> None:
