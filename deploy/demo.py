@@ -21,7 +21,7 @@ from router.events import Delta, Finished
 QUESTIONS = (
     "What is the capital of France, and what is it known for?",
     "Explain in two sentences why the sky is blue.",
-    "Write a short poem about a relay race.",
+    "Give three tips for learning to play the piano.",
 )
 MAX_TOKENS = 64
 NEEDED_MEMORY_BYTES = 3_000_000_000
