@@ -17,7 +17,9 @@ from router.spec import RouterSpec
 from rpc.dial import dial
 from rpc.options import Plane
 from rpc.pb import cluster_pb2, cluster_pb2_grpc
-from tests.router.fakes import BOUND_S, FakeInstance, instances, write_tokenizer
+from tests.router.fake_model import write_tokenizer
+from tests.router.fakes import FakeInstance, instances
+from tests.router.script import BOUND_S
 
 
 @pytest.fixture(scope="session")

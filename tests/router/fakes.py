@@ -1,20 +1,13 @@
-"""Scripted instances behind real gRPC: what a router meets, without engine or KV.
-
-Every token is a function of the request, as in the real thing, so that any failover can be checked
-token by token.
-"""
+"""Scripted instances behind real gRPC: what a router meets, without engine or KV."""
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from core.ids import Fingerprint, InstanceId
 from core.member import Member, Role
@@ -25,119 +18,11 @@ from rpc.pb import (
     workers_pb2,
     workers_pb2_grpc,
 )
+from tests.router.fake_books import Job, Lease, Outbox, fence_of
+from tests.router.fake_model import MAX_CONTEXT, MODEL, finish_at, token_at
+from tests.router.script import BOUND_S, Script
 
-VOCAB_SIZE = 512
-EOS = 0
-MODEL = "fake"
-MAX_CONTEXT = 4096
-BOUND_S = 10.0
-"""Of every wait in these tests; reached only when something is broken."""
-
-Work = workers_pb2.WorkRequest
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-def token_at(work: Work, position: int) -> int:
-    """The output token at one position: never EOS, different for neighbours, seeds and children."""
-    key = sum(work.prompt_token_ids) * 31 + work.sampling.seed % 97 + work.child_index * 53
-    return 1 + (key + position * position * 7 + position * 11) % (VOCAB_SIZE - 1)
-
-
-def finish_at(work: Work, position: int) -> "types_pb2.FinishReason.ValueType":
-    """Whether the answer ends there."""
-    token_id = token_at(work, position)
-    if token_id in work.stop.stop_token_ids and position + 1 > work.stop.min_tokens:
-        return types_pb2.FINISH_REASON_STOP
-    if position + 1 >= work.stop.max_tokens:
-        return types_pb2.FINISH_REASON_LENGTH
-    return types_pb2.FINISH_REASON_UNSPECIFIED
-
-
-@dataclass(slots=True, eq=False)
-class Gate:
-    """A place where a script holds a worker, and sees it arrive."""
-
-    reached: asyncio.Event = field(default_factory=asyncio.Event)
-    open: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def pass_through(self) -> None:
-        self.reached.set()
-        await self.open.wait()
-
-    async def wait_reached(self) -> None:
-        async with asyncio.timeout(BOUND_S):
-            await self.reached.wait()
-
-
-@dataclass(slots=True, eq=False)
-class Script:
-    """What one instance does differently."""
-
-    prefill_gate: Gate | None = None
-    """Before the first token is sampled."""
-    fetch_gate: Gate | None = None
-    """Before decode has fetched the KV."""
-    token_gates: dict[int, Gate] = field(default_factory=dict)
-    """Before the token of a position is decoded."""
-    prefill_error: grpc.StatusCode | None = None
-    decode_error: grpc.StatusCode | None = None
-    output_errors: dict[int, str] = field(default_factory=dict)
-    """Position → status with which decode ends the request, once."""
-    kv_lost: int = 0
-    """So many handoffs lose their KV."""
-    mute: bool = False
-    """No frame, no beat."""
-    num_tokens_per_frame: int = 1
-
-
-@dataclass(slots=True, eq=False)
-class Lease:
-    """KV that one prefill instance keeps."""
-
-    fence: tuple[int, int]
-    sampled: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    is_committed: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A request on the decode side."""
-
-    work: Work
-    source_id: str
-    fence: tuple[int, int]
-    task: asyncio.Task[None] | None = None
-    is_committed: bool = False
-    retargeted: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-def fence_of(fence: types_pb2.Fence) -> tuple[int, int]:
-    return fence.epoch, fence.attempt
-
-
-class Outbox:
-    """All news of one instance for one router; replayed until acknowledged."""
-
-    def __init__(self) -> None:
-        self.num_subscriptions = 0
-        self.kept: list[workers_pb2.Output] = []
-        self.num_sent = 0
-        self.news = asyncio.Event()
-
-    def put(self, output: workers_pb2.Output) -> None:
-        self.kept.append(output)
-        self.news.set()
-
-    def ack(self, acks: Sequence[workers_pb2.Ack]) -> None:
-        for ack in acks:
-            for output in list(self.kept[: self.num_sent]):
-                end = output.first_position + len(output.token_ids)
-                read = bool(output.token_ids) and end <= ack.next_position
-                is_end = bool(output.finish_reason or output.error_status)
-                if output.handoff_id == ack.handoff_id and (ack.done or (read and not is_end)):
-                    self.kept.remove(output)
-                    self.num_sent -= 1
 
 
 class FakeInstance(
@@ -459,24 +344,6 @@ class FakeInstance(
         self, request: cluster_pb2.DrainRequest, context: Context
     ) -> cluster_pb2.DrainReply:
         return cluster_pb2.DrainReply()
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Words `w1` … as tokens; id 0 ends an answer."""
-    vocab = {f"w{i}": i for i in range(VOCAB_SIZE)}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="w1"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    template = "{% for m in messages %}{{ m.content }} {% endfor %}"
-    (folder / "chat_template.jinja").write_text(template)
-    (folder / "config.json").write_text(f'{{"eos_token_id": {EOS}}}')
-
-
-def expected(prompt: Sequence[int], num: int, *, seed: int = 0, child: int = 0) -> list[int]:
-    """The tokens of an answer without faults."""
-    sampling = types_pb2.SamplingParams(seed=seed)
-    work = Work(prompt_token_ids=prompt, sampling=sampling, child_index=child)
-    return [token_at(work, position) for position in range(num)]
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 from core.request import FinishReason
 from router.events import Accepted, Delta, Finished
 from tests.router.conftest import OpenStage
-from tests.router.fakes import expected
+from tests.router.fake_model import expected
 
 PROMPT = (5, 6, 7)
 

@@ -36,7 +36,9 @@ from rpc.pb import (
 )
 from rpc.status import error_from
 from tests.router.conftest import OpenStage, Stage
-from tests.router.fakes import BOUND_S, FakeInstance, Gate, expected
+from tests.router.fake_model import expected
+from tests.router.fakes import FakeInstance
+from tests.router.script import BOUND_S, Gate
 
 PROMPT = (5, 6, 7)
 GREEDY = types_pb2.SamplingParams(temperature=0.0, seed=3)

@@ -17,7 +17,7 @@ from router.delivery import Delivery
 from router.events import Delta, Finished, RequestTiming
 from router.output import HARD_FACTOR, ClientBuffer
 from router.timeline import Timeline
-from tests.router.fakes import VOCAB_SIZE
+from tests.router.fake_model import VOCAB_SIZE
 from text.tokenizer import Tokenizer
 
 ID = HandoffId("r/0")

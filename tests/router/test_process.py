@@ -17,7 +17,9 @@ from registry.connect import connect
 from registry.embedded import EmbeddedValkey
 from router.client import AsyncClient
 from router.spec import RouterSpec
-from tests.router.fakes import BOUND_S, expected, instances
+from tests.router.fake_model import expected
+from tests.router.fakes import instances
+from tests.router.script import BOUND_S
 
 PROMPT = (5, 6, 7)
 START_S = 30.0

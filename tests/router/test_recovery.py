@@ -11,7 +11,9 @@ from core.errors import AttemptsExhausted, DeadlinePassed, InvalidRequest, NoIns
 from router.client import AsyncClient
 from router.events import Delta, Finished
 from tests.router.conftest import OpenStage, Stage
-from tests.router.fakes import BOUND_S, EOS, FakeInstance, Gate, expected
+from tests.router.fake_model import EOS, expected
+from tests.router.fakes import FakeInstance
+from tests.router.script import BOUND_S, Gate
 
 PROMPT = (5, 6, 7)
 NUM_TOKENS = 12
