@@ -4,9 +4,10 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Protocol, TypeVar, get_type_hints
 
 from core.errors import ConfigError
+from core.limits import DEFAULT_MAX_QUEUED
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ class WorkerConfig:
     """Prompt tokens per step on a decode instance: what prefill may take from running streams."""
     max_running: int = 64
     """Requests in one decode batch."""
-    max_queued: int = 256
+    max_queued: int = DEFAULT_MAX_QUEUED
     """Requests waiting for prefill, and handoffs waiting on decode, each; more are refused."""
     max_unacked_tokens: int = 65_536
     """Output tokens kept for one router that does not read; its requests end beyond."""
@@ -152,17 +153,33 @@ def load(path: Path) -> Config:
 
 def parse(text: str, name: str = "config") -> Config:
     """Read TOML text; see `load`."""
+    return parse_as(Config, text, name)
+
+
+class Checked(Protocol):
+    """A dataclass that can tell what is wrong with it."""
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong, if anything."""
+        ...
+
+
+C = TypeVar("C", bound=Checked)
+
+
+def parse_as(cls: type[C], text: str, name: str) -> C:
+    """Read the dataclass `cls` from TOML text. Raises ConfigError with every problem."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError((f"{name}: {error}",)) from error
     problems: list[str] = []
-    config = build(Config, document, name, problems)
-    if config is not None:
-        problems += [f"{name}: {problem}" for problem in config.problems()]
-    if problems or config is None:
+    tree = build(cls, document, name, problems)
+    if tree is not None:
+        problems += [f"{name}: {problem}" for problem in tree.problems()]
+    if problems or tree is None:
         raise ConfigError(tuple(problems))
-    return config
+    return tree
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str, problems: list[str]) -> T | None:

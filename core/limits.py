@@ -17,5 +17,8 @@ MAX_LOGIT_BIAS = 1024
 MAX_REQUEST_ID_CHARS = 128
 MAX_CHAT_MESSAGES = 4096
 MAX_TIMEOUT_S = 24 * 3600.0
+DEFAULT_MAX_QUEUED = 256
+"""Requests that may wait on one instance for a phase, unless its configuration says otherwise:
+it refuses more, and a router places no more there."""
 MAX_TEMPERATURE = 100.0
 MAX_SEED = 2**64 - 1

@@ -1,12 +1,10 @@
 """plan.toml: how many instances of each kind, with which parallelism. The planner writes it."""
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.config import build
-from core.errors import ConfigError
+from core.config import parse_as
 
 SCHEMA = 1
 
@@ -87,14 +85,4 @@ def load_plan(path: Path) -> Plan:
 
 def parse_plan(text: str, name: str = "plan") -> Plan:
     """Read TOML text; see `load_plan`."""
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError((f"{name}: {error}",)) from error
-    problems: list[str] = []
-    plan = build(Plan, document, name, problems)
-    if plan is not None:
-        problems += [f"{name}: {problem}" for problem in plan.problems()]
-    if problems or plan is None:
-        raise ConfigError(tuple(problems))
-    return plan
+    return parse_as(Plan, text, name)

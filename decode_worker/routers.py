@@ -11,6 +11,7 @@ from core.errors import Saturated
 from core.ids import HandoffId, RouterId
 from core.load import Load
 from core.request import Fence
+from core.waiting import wait_at_most
 from decode_worker.outbox import Ack, Outbox, Output
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Subscription:
                 return self._mailbox.outbox.take(), load
             if self._mailbox.is_closing:
                 return None
-            await _wait(news, wait_s)
+            await wait_at_most(news, wait_s)
         return None
 
     def _due_at_s(self, load: Load) -> float:
@@ -200,11 +201,3 @@ def is_material(told: Load, now: Load) -> bool:
         now.num_decoding,
         now.draining,
     )
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        pass  # a beat is due

@@ -8,20 +8,24 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from registry.scratch import ScratchFolder
+
 logger = logging.getLogger(__name__)
 
+FOLDER_PREFIX = "baton-ray-"
+SHARED_MEMORY = Path("/dev/shm")
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 """Ray's smallest is 75 MiB; no request ever goes through it."""
 LOOPBACK = "127.0.0.2"
 """Ray replaces 127.0.0.1 by the host's address, and then listens beyond this machine."""
 
-_ENVIRONMENT = {
+_SETTINGS = {
     # Explicit: otherwise a token left in a home folder switches authentication on or off.
     "RAY_AUTH_MODE": "token",
     # Ray runs its workers at nice 15, behind whatever else the machine does.
@@ -29,8 +33,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
-    # A cluster named here by somebody's shell is not ours to join.
-    "RAY_ADDRESS": "",
+    # gRPC takes a proxy from the environment even for loopback.
+    "RAY_grpc_enable_http_proxy": "0",
 }
 
 
@@ -40,10 +44,11 @@ def private_ray(*, num_cpus: int, num_gpus: int = 0) -> Iterator[Any]:
 
     Ray reads its settings from the environment of this process alone, at import and at init.
     """
-    folder = Path(tempfile.mkdtemp(prefix="baton-", dir=_short_folder()))
-    previous = _set_environment({**_ENVIRONMENT, "RAY_AUTH_TOKEN": _token()})
-    ray = importlib.import_module("ray")
+    folder = ScratchFolder(FOLDER_PREFIX, parent=_short_folder())
+    environ = os.environ  # noqa: TID251 - Ray has no other way to be told
+    previous = _change(environ, ray_environment(environ))
     try:
+        ray = importlib.import_module("ray")
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -52,16 +57,18 @@ def private_ray(*, num_cpus: int, num_gpus: int = 0) -> Iterator[Any]:
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.WARNING,
-            _temp_dir=str(folder),
+            _temp_dir=str(folder.path),
+            _plasma_directory=str(object_store_folder(folder.path)),
             _node_ip_address=_loopback(),
         )
-        logger.info("ray started: %s", folder)
+        logger.info("ray started: %s", folder.path)
         yield ray
     finally:
-        ray.shutdown()
-        _set_environment(previous)
-        shutil.rmtree(folder, ignore_errors=True)
-        logger.info("ray stopped: %s", folder)
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+        _change(environ, previous)
+        folder.remove()
+        logger.info("ray stopped: %s", folder.path)
 
 
 @cache
@@ -70,9 +77,27 @@ def _token() -> str:
     return secrets.token_hex(32)
 
 
-def _short_folder() -> str | None:
+def ray_environment(outer: Mapping[str, str]) -> dict[str, str | None]:
+    """What to change in `outer` so that Ray listens to us alone; None: unset.
+
+    A shell may name a cluster that is not ours to join, another cluster's token, or a setting
+    that only its Ray understands.
+    """
+    theirs = dict.fromkeys(name for name in outer if name.startswith("RAY_"))
+    return {**theirs, **_SETTINGS, "RAY_AUTH_TOKEN": _token()}
+
+
+def object_store_folder(otherwise: Path, shared_memory: Path = SHARED_MEMORY) -> Path:
+    """Shared memory where it has room; containers often have 64 MB, about which Ray is loud."""
+    if not shared_memory.is_dir():
+        return otherwise
+    has_room = shutil.disk_usage(shared_memory).free >= OBJECT_STORE_BYTES
+    return shared_memory if has_room and os.access(shared_memory, os.W_OK) else otherwise
+
+
+def _short_folder() -> Path:
     """Ray's socket names are long and a socket path ends at 107 characters."""
-    return "/tmp" if Path("/tmp").is_dir() else None
+    return Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
 
 
 def _loopback() -> str:
@@ -84,13 +109,14 @@ def _loopback() -> str:
     return LOOPBACK
 
 
-def _set_environment(values: dict[str, str | None] | dict[str, str]) -> dict[str, str | None]:
-    """Set (None: unset) variables of this process; returns what they were."""
-    environ = os.environ  # noqa: TID251 - Ray has no other way to be told
+def _change(
+    environ: MutableMapping[str, str], values: Mapping[str, str | None]
+) -> dict[str, str | None]:
+    """Set or unset (None) variables; returns what they were."""
     previous = {name: environ.get(name) for name in values}
     for name, value in values.items():
-        if value:
-            environ[name] = value
-        else:
+        if value is None:
             environ.pop(name, None)
+        else:
+            environ[name] = value
     return previous

@@ -13,6 +13,7 @@ from core.handoff import SourceState
 from core.ids import HandoffId
 from core.kv_layout import KvLayout
 from core.request import Fence
+from core.waiting import wait_at_most
 from kv_transfer.source import FirstToken, Outcome, Reader, Source
 from kv_transfer.stores import Blocks
 from kv_transfer.tombstones import Tombstones
@@ -194,11 +195,7 @@ class SourceBook:
         while True:
             self._rescheduled.clear()
             self.expire()
-            try:
-                async with asyncio.timeout(self._sleep_s()):
-                    await self._rescheduled.wait()
-            except TimeoutError:
-                pass
+            await wait_at_most(self._rescheduled, self._sleep_s())
 
     def expire(self) -> None:
         """End every lease and wait whose time has passed, and forget old tombstones."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import NoInstance, Saturated
+from core.limits import DEFAULT_MAX_QUEUED
 from core.member import Role
 
 Bools = NDArray[np.bool_]
@@ -15,9 +16,6 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 POLICIES = ("least_loaded", "round_robin", "random")
-
-MAX_WAITING = 256
-"""Requests that may wait on one instance for a phase: above it, it would refuse them itself."""
 
 
 class Phase(IntEnum):
@@ -105,8 +103,8 @@ def place(table: Table, need: Need, policy: str, state: PickState) -> Decision:
     roomy = able & roomy_rows(table, need)
     if not roomy.any():
         raise Saturated(
-            f"{need.phase.name.lower()}: {able.sum()} instances, all with {MAX_WAITING} requests"
-            f" waiting or too small for {need.num_tokens} tokens"
+            f"{need.phase.name.lower()}: {able.sum()} instances, all with"
+            f" {DEFAULT_MAX_QUEUED} requests waiting or too small for {need.num_tokens} tokens"
         )
     own = roomy & np.isin(table.role, _OWN_ROLES[need.phase])
     # Every instance can do both phases; another role serves rather than nobody.
@@ -131,7 +129,7 @@ def able_rows(table: Table, need: Need) -> Bools:
 def roomy_rows(table: Table, need: Need) -> Bools:
     """Large enough for the request alone, and with room in the queue of its phase."""
     waiting = table.num_prefilling if need.phase is Phase.PREFILL else table.num_incoming
-    roomy: Bools = waiting < MAX_WAITING
+    roomy: Bools = waiting < DEFAULT_MAX_QUEUED
     roomy &= table.num_blocks * table.block_size >= need.num_tokens
     return roomy
 

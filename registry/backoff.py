@@ -1,20 +1,11 @@
-"""Waiting without haste: bounded pauses, growing delays, one log line per outage."""
+"""Trying again without haste: growing delays, one log line per outage."""
 
-import asyncio
-import contextlib
 import logging
 import random
 
 from registry.api import RegistryUnavailable
 
 logger = logging.getLogger(__name__)
-
-
-async def pause(stop: asyncio.Event, duration_s: float) -> None:
-    """Return when `stop` is set or `duration_s` has passed, whichever is first."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(duration_s):
-            await stop.wait()
 
 
 class Outage:

@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable
 
 from core.errors import ConfigError
 from core.member import Member
+from core.waiting import wait_at_most
 from registry.api import Registry, RegistryUnavailable
-from registry.backoff import Outage, pause
+from registry.backoff import Outage
 
 WITHDRAW_TIMEOUT_S = 1.0
 """Leaving must not hold up a shutdown; who fails to is forgotten after its TTL."""
 
-Pause = Callable[[asyncio.Event, float], Awaitable[None]]
+Pause = Callable[[asyncio.Event, float], Awaitable[object]]
 """Returns when the event is set or after that many seconds; tests give their own."""
 
 
@@ -24,7 +25,7 @@ async def keep_announced(
     stop: asyncio.Event,
     ttl_s: float = 5.0,
     interval_s: float = 1.0,
-    wait: Pause = pause,
+    wait: Pause = wait_at_most,
 ) -> None:
     """Announce what `member_source` says every `interval_s` until `stop` or cancel; then withdraw.
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from core.clock import Clock, MonotonicClock
 from core.ids import InstanceId
 from core.member import Member
+from core.waiting import wait_at_most
 from registry.api import RegistryUnavailable, check_plan, check_ttl
-from registry.backoff import pause
 from registry.view import Snapshot, read_records
 from registry.watching import DEFAULT_PACE, WatchPace, watch
 
@@ -140,7 +140,7 @@ class _MemorySource:
         return await self._registry.snapshot()
 
     async def changed(self) -> None:
-        await pause(self._seen, self._reread_s)
+        await wait_at_most(self._seen, self._reread_s)
 
     async def close(self) -> None:
         """Nothing is held."""

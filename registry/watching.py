@@ -7,8 +7,9 @@ from typing import Protocol
 
 from core.clock import Clock
 from core.member import Member
+from core.waiting import wait_at_most
 from registry.api import RegistryUnavailable
-from registry.backoff import Outage, pause
+from registry.backoff import Outage
 from registry.view import REJOIN_GRACE_S, MembershipView, Snapshot
 
 
@@ -55,7 +56,7 @@ async def watch(
                 members = view.observe(await source.snapshot(), clock.now_s())
             except RegistryUnavailable as error:
                 view.lost_sight()
-                await pause(closed, outage.failed(error))
+                await wait_at_most(closed, outage.failed(error))
                 continue
             outage.ended()
             if members != shown:
@@ -71,4 +72,4 @@ async def _changed(source: Source, closed: asyncio.Event) -> None:
         await source.changed()
     except RegistryUnavailable:
         # The next reading tells whether the store is away; until then do not spin.
-        await pause(closed, Outage.FIRST_DELAY_S)
+        await wait_at_most(closed, Outage.FIRST_DELAY_S)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from core.errors import BatonError, NoInstance, Saturated
 from core.ids import Fingerprint, InstanceId
 from core.request import Request
+from core.waiting import wait_at_most
 from policy.placement import Phase
 from router.actions import Action, Deliver, Fail, Finish, Output
 from router.answer import Answer
@@ -111,10 +112,7 @@ class Choice:
 
     async def _until_over(self) -> None:
         timeout_s = self._request.deadline_s - self._around.clock.now_s()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._over.wait()
-        except TimeoutError:
+        if not await wait_at_most(self._over, timeout_s):
             self._act(self._flow.deadline())
 
     def _act(self, actions: Iterable[Action]) -> None:
@@ -209,10 +207,7 @@ class Choice:
 
     async def _place_later(self) -> None:
         changed = self._around.membership.changed
-        try:
-            async with asyncio.timeout(PLACE_RETRY_S):
-                await changed.wait()
-        except TimeoutError:
+        if not await wait_at_most(changed, PLACE_RETRY_S):
             self._flow.avoid.clear()
         self._is_waiting = False
         self._act(())

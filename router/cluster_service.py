@@ -14,7 +14,7 @@ from router.admission import Admission
 from router.link import Health, InstanceLink
 from router.membership import Membership
 from rpc.codec import Reader, Undecodable, tolerant
-from rpc.convert_report import load_to_pb, role_to_pb
+from rpc.convert_report import status_to_pb
 from rpc.pb import cluster_pb2
 from rpc.status import status_boundary
 
@@ -105,16 +105,7 @@ class ClusterService:
 
 
 def _known(link: InstanceLink) -> cluster_pb2.InstanceStatus:
-    member = link.member
-    return cluster_pb2.InstanceStatus(
-        instance_id=member.instance_id,
-        role=role_to_pb(member.role),
-        addresses=member.addresses,
-        fingerprint=member.fingerprint,
-        model=member.model,
-        load=load_to_pb(link.load),
-        connected=link.health is Health.UP,
-    )
+    return status_to_pb(link.member, link.load, connected=link.health is Health.UP)
 
 
 def _readable(

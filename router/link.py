@@ -13,6 +13,7 @@ from core.ids import HandoffId, InstanceId, RouterId
 from core.load import Load
 from core.member import Member
 from core.request import Fence
+from core.waiting import wait_at_most
 from core.work import PROTOCOL_VERSION
 from router.acks import AckBook
 from router.actions import Output
@@ -193,7 +194,8 @@ class InstanceLink:
         try:
             while True:
                 await self._acks.any.wait()
-                await _until(self._acks.many, ACK_DELAY_S)
+                # For company: many are one message.
+                await wait_at_most(self._acks.many, ACK_DELAY_S)
                 await call.write(workers_pb2.SubscribeRequest(acks=self._acks.take()))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return  # the stream broke: reading says why
@@ -249,11 +251,3 @@ async def _error_of(call: Subscription) -> BatonError:
     """Why a call ended that refuses further writes."""
     code, details = await call.code(), await call.details()
     return PeerLost(f"{code.name.lower()}: {details}")
-
-
-async def _until(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        pass  # enough waited for company

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from router.events import Accepted, Delta, Event, Finished
+from rpc.convert import SAMPLING_NUMBERS
 from rpc.pb import generation_pb2, types_pb2
 
 
@@ -36,17 +37,7 @@ class Options(TypedDict, total=False):
     timeout_s: float
 
 
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "seed",
-)
+_SAMPLING = (*SAMPLING_NUMBERS, "logit_bias", "seed")
 _STOP = {
     "max_tokens": "max_tokens",
     "min_tokens": "min_tokens",

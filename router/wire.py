@@ -16,7 +16,7 @@ from core.request import SamplingParams
 from core.validation import Chat, ChatMessage, RequestDraft, Resume
 from router.actions import Output
 from router.events import Accepted, Delta, Event, Finished, RequestTiming
-from rpc.convert import finish_reason_from_pb, finish_reason_to_pb
+from rpc.convert import SAMPLING_NUMBERS, finish_reason_from_pb, finish_reason_to_pb
 from rpc.convert_report import (
     handoff_timing_from_pb,
     handoff_timing_to_pb,
@@ -29,15 +29,6 @@ from rpc.status import RemoteFault
 
 MAX_WORKER_MESSAGE_CHARS = 512
 
-_SAMPLING_FIELDS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-)
 _TIMING_FIELDS = (
     "ttft_s",
     "router_queue_s",
@@ -96,7 +87,7 @@ def _prompt_from_pb(
 def _sampling_from_pb(message: types_pb2.SamplingParams) -> SamplingParams:
     present = {
         name: getattr(message, name)
-        for name in _SAMPLING_FIELDS
+        for name in SAMPLING_NUMBERS
         if message.HasField(name)  # type: ignore[arg-type]  # a literal of the same names
     }
     return SamplingParams(**present, logit_bias=dict(message.logit_bias))

@@ -28,7 +28,7 @@ MAX_ATTEMPT = 2**31 - 1
 _HANDOFF_ID = re.compile(rf"[A-Za-z0-9._:/-]{{1,{MAX_HANDOFF_ID_CHARS}}}", re.ASCII)
 _MEMBER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", re.ASCII)
 _FINGERPRINT = re.compile(r"[!-~]{1,256}", re.ASCII)
-_SAMPLING_FIELDS = (
+SAMPLING_NUMBERS = (
     "temperature",
     "top_k",
     "top_p",
@@ -36,8 +36,9 @@ _SAMPLING_FIELDS = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
-    "seed",
 )
+"""Fields of SamplingParams whose names and values are the same here and on the wire."""
+_SAMPLING_FIELDS = (*SAMPLING_NUMBERS, "seed")
 
 _FINISH_TO_PB: Mapping[FinishReason | None, "types_pb2.FinishReason.ValueType"] = {
     None: types_pb2.FINISH_REASON_UNSPECIFIED,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from core.blocks import BlockState
 from core.limits import MAX_TIMEOUT_S
 from core.load import Integrity, Load
-from core.member import Role
+from core.member import Member, Role
 from core.timing import HandoffTiming, PrefillTiming
 from core.work import KvLostReason
 from rpc.bounds import Bounds, known, seconds
@@ -99,6 +99,19 @@ def handoff_timing_from_pb(message: types_pb2.HandoffTiming) -> HandoffTiming:
     bounds.count("timing.carrier", message.carrier, 0, MAX_CARRIER_CHARS)
     bounds.settle()
     return HandoffTiming(**{name: getattr(message, name) for name in HandoffTiming.__slots__})
+
+
+def status_to_pb(member: Member, load: Load, *, connected: bool) -> cluster_pb2.InstanceStatus:
+    """One instance, its books not yet told."""
+    return cluster_pb2.InstanceStatus(
+        instance_id=member.instance_id,
+        role=role_to_pb(member.role),
+        addresses=member.addresses,
+        fingerprint=member.fingerprint,
+        model=member.model,
+        load=load_to_pb(load),
+        connected=connected,
+    )
 
 
 def integrity_to_pb(integrity: Integrity) -> cluster_pb2.Integrity:

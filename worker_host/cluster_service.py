@@ -8,7 +8,7 @@ import grpc.aio
 from core.errors import FieldViolation, InvalidRequest
 from core.limits import MAX_TIMEOUT_S
 from core.member import Member
-from rpc.convert_report import integrity_to_pb, load_to_pb, role_to_pb
+from rpc.convert_report import integrity_to_pb, status_to_pb
 from rpc.pb import cluster_pb2, cluster_pb2_grpc
 from rpc.status import status_boundary
 from worker_host.host import WorkerHost
@@ -44,14 +44,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
         return cluster_pb2.DrainReply()
 
     def _status(self) -> cluster_pb2.InstanceStatus:
-        member = self._member()
-        return cluster_pb2.InstanceStatus(
-            instance_id=member.instance_id,
-            role=role_to_pb(member.role),
-            addresses=member.addresses,
-            fingerprint=member.fingerprint,
-            model=member.model,
-            load=load_to_pb(self._host.books.load()),
-            integrity=integrity_to_pb(self._host.books.integrity()),
-            connected=True,
-        )
+        books = self._host.books
+        status = status_to_pb(self._member(), books.load(), connected=True)
+        status.integrity.CopyFrom(integrity_to_pb(books.integrity()))
+        return status

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
+from core.waiting import wait_at_most
 from worker_host.books import Books
 from worker_host.door import Door
 
@@ -77,9 +77,7 @@ class WorkerHost:
         """Return when nothing is under way. The caller bounds it."""
         while not self.books.is_idle:
             self._turned.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_AGAIN_S):
-                    await self._turned.wait()
+            await wait_at_most(self._turned, LOOK_AGAIN_S)
 
     async def report_health(self, is_well: bool) -> None:
         """Tell health checks; who drains stays NOT_SERVING."""

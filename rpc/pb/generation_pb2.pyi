@@ -95,7 +95,10 @@ Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
 @_typing.final
 class Resume(_message.Message):
-    """Goes on with a request that another router lost; only the client knows what it has."""
+    """Goes on with a request that another router lost; only the client knows what it has. Positions go
+    on after `output_token_ids`, but text starts again at the start of the answer: which characters a
+    router had sent for these tokens only the client knows, and it skips those.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -253,7 +256,9 @@ class Delta(_message.Message):
     position: _builtins.int
     """Index of the first of `token_ids` among the choice's output tokens; from 0, without gaps."""
     text: _builtins.str
-    """New text: whole characters only, stop strings never included; may lag behind the tokens."""
+    """New text: whole characters only, stop strings never included; may lag behind the tokens. On a
+    resumed request it starts again at the start of the answer; see Resume.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """New tokens, in order."""

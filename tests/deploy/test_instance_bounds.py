@@ -82,10 +82,14 @@ async def test_queues_are_bounded() -> None:
     config = replace(CONFIG, worker=replace(CONFIG.worker, max_queued=1))
     async with instance(Role.PREFILL, config) as prefill, AsyncExitStack() as stack:
         stack.enter_context(prefill.runner.holding())
-        calls = [
-            prefill.prefill.Prefill(prefill_request(work(LONG, handoff_id=f"request-{n}/0")))
-            for n in range(2)
-        ]
+        calls = []
+        for n in range(2):
+            request = prefill_request(work(LONG, handoff_id=f"request-{n}/0"))
+            calls.append(prefill.prefill.Prefill(request))
+            async with asyncio.timeout(WAIT_S):
+                # Each before the next: calls of one moment arrive in any order.
+                while (await prefill.status()).load.num_prefilling <= n:
+                    pass
         await prefill.runner.held()
         error = await refused(prefill.prefill.Prefill(prefill_request(work(handoff_id="c/0"))))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

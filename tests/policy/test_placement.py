@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import NoInstance, Saturated
-from policy.placement import MAX_WAITING, POLICIES, Need, Phase, PickState, Table, place
+from core.limits import DEFAULT_MAX_QUEUED
+from policy.placement import POLICIES, Need, Phase, PickState, Table, place
 
 P, D, M, R = 0, 1, 2, 3
 """Codes of the roles."""
@@ -71,13 +72,13 @@ PICKS = [
     (
         "full queues are passed over",
         Phase.DECODE,
-        [row(D, num_incoming=MAX_WAITING), row(D, num_decoding=500)],
+        [row(D, num_incoming=DEFAULT_MAX_QUEUED), row(D, num_decoding=500)],
         {1},
     ),
     (
         "an own role that is full yields to another",
         Phase.DECODE,
-        [row(P), row(D, num_incoming=MAX_WAITING)],
+        [row(P), row(D, num_incoming=DEFAULT_MAX_QUEUED)],
         {0},
     ),
 ]
@@ -112,7 +113,7 @@ REFUSALS = [
     ("nobody known", [], NoInstance),
     ("all dead", [row(P, alive=False), row(D, alive=False)], NoInstance),
     ("all draining", [row(P, draining=True)], NoInstance),
-    ("all full", [row(P, num_prefilling=MAX_WAITING)], Saturated),
+    ("all full", [row(P, num_prefilling=DEFAULT_MAX_QUEUED)], Saturated),
     ("all too small", [row(P, num_blocks=1)], Saturated),
 ]
 
@@ -136,9 +137,9 @@ ROWS = st.lists(
             "fingerprint": st.integers(0, 1),
             "alive": st.booleans(),
             "draining": st.booleans(),
-            "num_prefilling": st.sampled_from([0, 3, MAX_WAITING]),
+            "num_prefilling": st.sampled_from([0, 3, DEFAULT_MAX_QUEUED]),
             "num_pending_prompt_tokens": st.integers(0, 5000),
-            "num_incoming": st.sampled_from([0, 3, MAX_WAITING]),
+            "num_incoming": st.sampled_from([0, 3, DEFAULT_MAX_QUEUED]),
             "num_decoding": st.integers(0, 64),
             "num_free_blocks": st.integers(0, 100),
         }
@@ -175,7 +176,7 @@ def test_laws(
     except Saturated:
         waiting = "num_prefilling" if phase is Phase.PREFILL else "num_incoming"
         assert able
-        assert all(rows[i][waiting] >= MAX_WAITING for i in able)
+        assert all(rows[i][waiting] >= DEFAULT_MAX_QUEUED for i in able)
         return
     assert decision.row in able
     assert decision.reasons

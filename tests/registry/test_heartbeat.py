@@ -8,8 +8,9 @@ import pytest
 from core.clock import ManualClock
 from core.errors import ConfigError
 from core.member import Member, Role
+from core.waiting import wait_at_most
 from registry.api import RegistryUnavailable
-from registry.backoff import Outage, pause
+from registry.backoff import Outage
 from registry.heartbeat import keep_announced
 from registry.memory import MemoryRegistry, MemoryStore
 from tests.registry.support import make_member
@@ -77,7 +78,7 @@ async def test_it_withdraws_when_cancelled() -> None:
 
     async def wait(stop: asyncio.Event, duration_s: float) -> None:
         announced.set()
-        await pause(stop, 30)
+        await wait_at_most(stop, 30)
 
     async with asyncio.TaskGroup() as group:
         task = group.create_task(
@@ -131,10 +132,3 @@ def test_delays_grow_are_spread_and_bounded(seed: int, caplog: pytest.LogCapture
     outage.ended()
     assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
     assert outage.failed(RegistryUnavailable("gone")) <= Outage.FIRST_DELAY_S
-
-
-async def test_a_pause_ends_early_when_stopped() -> None:
-    stop = asyncio.Event()
-    stop.set()
-    async with asyncio.timeout(5):
-        await pause(stop, 3600)
