@@ -9,7 +9,7 @@ from core.errors import BatonError
 
 def fetch_model() -> None:
     """Fetch and convert the default model with a progress bar; says where it is."""
-    console = Console(stderr=True)
+    console = error_console()
     try:
         from deploy.default_model import fetch_default_model
     except ModuleNotFoundError as error:
@@ -27,6 +27,11 @@ def fetch_model() -> None:
             console.print(str(error))
             raise typer.Exit(1) from None
     console.print(f"default model: {path}")
+
+
+def error_console() -> Console:
+    """Standard error, word for word: brackets are no markup, long lines stay whole."""
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def serve_extra_missing(error: ModuleNotFoundError) -> str:

@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
-from cli.fetch import serve_extra_missing
+from cli.fetch import error_console, serve_extra_missing
 from cli.running import find_routers
 from core.errors import BatonError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+
+    from rich.console import Console
 
     from router.events import Event, Finished
 
@@ -35,7 +36,7 @@ class Question:
 
 def ask(question: Question) -> None:
     """Stream the answer to standard output; errors are one line and exit status 1 or 4."""
-    console = Console(stderr=True, highlight=False)
+    console = error_console()
     try:
         asyncio.run(_ask(question, console))
     except ModuleNotFoundError as error:
@@ -46,7 +47,7 @@ def ask(question: Question) -> None:
         raise typer.Exit(1) from None
 
 
-async def _ask(question: Question, console: Console) -> None:
+async def _ask(question: Question, console: "Console") -> None:
     from router.client import AsyncClient
     from router.events import Accepted, Delta, Finished
 

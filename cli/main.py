@@ -40,7 +40,9 @@ def serve(  # noqa: PLR0913 - each is an option of the command line
     registry: Annotated[
         str | None, typer.Option(help="redis:// or rediss:// URL; default: an embedded Valkey.")
     ] = None,
-    port: Annotated[int, typer.Option(help="Of the first router; 0 takes any free port.")] = 0,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of the first router; 0 takes any free port.")
+    ] = 0,
     name: Annotated[str, typer.Option(help="Cluster name, the prefix of its keys.")] = "baton",
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
 ) -> None:

@@ -1,24 +1,31 @@
 """Which clusters this user serves, so that `baton generate` finds one without an address."""
 
 import json
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from core.errors import BatonError
 from core.paths import user_cache_dir
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def announced(name: str, router_addresses: tuple[str, ...]) -> Iterator[Path]:
-    """Note a running cluster until the block ends."""
+    """Note a running cluster until the block ends; where that cannot be, it runs all the same."""
     path = _folder() / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"routers": router_addresses}), encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"routers": router_addresses}), encoding="utf-8")
+    except OSError as error:
+        logger.warning("other commands will need --address: cannot write %s: %s", path, error)
     try:
         yield path
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 class NoCluster(BatonError):

@@ -1,21 +1,22 @@
 """`baton serve`: a cluster in the foreground."""
 
 import asyncio
-import signal
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
-from cli.fetch import serve_extra_missing
+from cli.fetch import error_console, serve_extra_missing
 from cli.running import announced
 from core.config import Config, load
 from core.errors import BatonError
 from core.plan import Plan, load_plan
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from deploy.cluster import ClusterSpec
 
 
@@ -34,7 +35,7 @@ class ServeOptions:
 
 def serve_cluster(options: ServeOptions) -> None:
     """Serve until SIGINT or SIGTERM; errors are one message and exit status 1, 2 or 4."""
-    console = Console(stderr=True)
+    console = error_console()
     try:
         asyncio.run(_serve(_spec(options), console))
     except ModuleNotFoundError as error:
@@ -82,15 +83,23 @@ class _NoModel(BatonError):
     status = "FAILED_PRECONDITION"
 
 
-async def _serve(spec: "ClusterSpec", console: Console) -> None:
+async def _serve(spec: "ClusterSpec", console: "Console") -> None:
+    from deploy.interrupt import Interrupted, until_signal
+
+    try:
+        await until_signal(_serve_forever(spec, console))
+    except Interrupted as interrupted:
+        console.print(str(interrupted))
+        raise typer.Exit(interrupted.exit_status) from None
+
+
+async def _serve_forever(spec: "ClusterSpec", console: "Console") -> None:
     from deploy.cluster import start_cluster
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     async with start_cluster(spec, lambda text: console.print(text, style="dim")) as cluster:
         with announced(spec.name, cluster.router_addresses):
             console.print(f"serving {spec.model_dir.name} on {', '.join(cluster.router_addresses)}")
             console.print("ask with: baton generate 'Why is the sky blue?'; Ctrl-C stops")
-            await stop.wait()
+            # For a cluster that serves, the signal is the regular end.
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()

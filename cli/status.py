@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.fetch import serve_extra_missing
+from cli.fetch import error_console, serve_extra_missing
 from cli.running import find_routers
 from core.errors import BatonError
 
@@ -21,10 +21,9 @@ TIMEOUT_S = 5.0
 
 def show_status(address: str | None, *, json_output: bool) -> None:
     """A table, or JSON; errors are one line and exit status 1 or 4."""
-    console = Console(stderr=True, highlight=False)
+    console = error_console()
     try:
-        router = find_routers(address)[0]
-        reply = asyncio.run(_status(router))
+        router, reply = asyncio.run(_status(address))
         if json_output:
             sys.stdout.write(_as_json(reply) + "\n")
         else:
@@ -37,7 +36,7 @@ def show_status(address: str | None, *, json_output: bool) -> None:
         raise typer.Exit(1) from None
 
 
-async def _status(address: str) -> "StatusReply":
+async def _status(address: str | None) -> "tuple[str, StatusReply]":
     import grpc.aio
 
     from rpc.dial import dial
@@ -45,10 +44,11 @@ async def _status(address: str) -> "StatusReply":
     from rpc.pb import cluster_pb2, cluster_pb2_grpc
     from rpc.status import error_from
 
-    async with dial(address, plane=Plane.CLIENT) as channel:
+    router = find_routers(address)[0]
+    async with dial(router, plane=Plane.CLIENT) as channel:
         stub = cluster_pb2_grpc.ClusterStub(channel)
         try:
-            return await stub.Status(cluster_pb2.StatusRequest(), timeout=TIMEOUT_S)
+            return router, await stub.Status(cluster_pb2.StatusRequest(), timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise error_from(error) from None
 

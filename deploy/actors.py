@@ -4,7 +4,10 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable
+
+from core.errors import BatonError
 
 logger = logging.getLogger(__name__)
 
@@ -13,8 +16,17 @@ READY_TIMEOUT_S = 240.0
 EXIT_AFTER_CRASH = 70
 """EX_SOFTWARE of sysexits: Ray sees the process die and starts it again."""
 
+CRASH_PAUSE_S = 1.0
+"""Time to tell why a start failed, and between one failed start and the next."""
+
 Main = Callable[[asyncio.Event, Callable[[str], None]], Awaitable[None]]
 """(stop, ready) → the service, until stop is set; calls ready(address) once it serves."""
+
+
+class StartFailed(BatonError):
+    """A service ended before it served."""
+
+    status = "FAILED_PRECONDITION"
 
 
 class ServiceThread:
@@ -24,6 +36,7 @@ class ServiceThread:
         self._main = main
         self._ready = threading.Event()
         self._address = ""
+        self._failure = ""
         # Where uvloop is installed Ray makes it the default, and gRPC's servers do not end on it.
         self._loop = asyncio.DefaultEventLoopPolicy().new_event_loop()
         self._stop = asyncio.Event()
@@ -31,9 +44,11 @@ class ServiceThread:
         self._thread.start()
 
     def address(self) -> str:
-        """host:port, once the service is ready; bounded."""
+        """host:port, once the service is ready; bounded. Raises StartFailed."""
         if not self._ready.wait(READY_TIMEOUT_S):
             raise TimeoutError(f"{self._thread.name} was not ready in {READY_TIMEOUT_S} s")
+        if self._failure:
+            raise StartFailed(f"{self._thread.name} cannot start: {self._failure}")
         return self._address
 
     def stop(self, timeout_s: float) -> bool:
@@ -45,11 +60,21 @@ class ServiceThread:
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._main(self._stop, self._on_ready))
-        except BaseException:
+        except BaseException as error:
+            self._tell(error)
             # A process that has lost its service must not stay: Ray restarts it.
             logger.exception("%s crashed", self._thread.name)
             logging.shutdown()
             os._exit(EXIT_AFTER_CRASH)
+
+    def _tell(self, error: BaseException) -> None:
+        """Before a crash: whoever waits for the address hears why there will be none."""
+        if self._ready.is_set():
+            return
+        kind = "" if isinstance(error, BatonError) else f"{type(error).__name__}: "
+        self._failure = f"{kind}{error}"
+        self._ready.set()
+        time.sleep(CRASH_PAUSE_S)
 
     def _on_ready(self, address: str) -> None:
         self._address = address
@@ -59,9 +84,9 @@ class ServiceThread:
 class ServiceActor:
     """The Ray actor around one service; rebuilt by Ray with the same arguments after a crash."""
 
-    def __init__(self, kind: str, spec_json: str, log_level: str) -> None:
+    def __init__(self, name: str, kind: str, spec_json: str, log_level: str) -> None:
         logging.basicConfig(level=log_level, format="%(asctime)s %(name)s %(message)s")
-        self._service = ServiceThread(_main_of(kind, spec_json), kind)
+        self._service = ServiceThread(_main_of(kind, spec_json), name)
 
     def address(self) -> str:
         """host:port of its gRPC server; waits until it serves."""

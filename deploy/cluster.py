@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 
 from core.config import Config
-from core.errors import PeerLost
+from core.errors import BatonError, ModelError, PeerLost
 from core.ids import InstanceId, RouterId
 from core.member import Role
 from core.plan import Plan, PoolPlan
-from deploy.actors import READY_TIMEOUT_S, ServiceActor
+from deploy.actors import READY_TIMEOUT_S, ServiceActor, StartFailed
 from deploy.instance import InstanceSpec
+from deploy.memory import available_memory_bytes, check_memory, cluster_bytes
 from deploy.ray_runtime import private_ray
 from registry.embedded import EmbeddedValkey
 from router.server import RouterSpec
 from rpc.dial import dial
 from rpc.pb import cluster_pb2, cluster_pb2_grpc
+from rpc.serve import BindFailed
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -83,15 +86,26 @@ class Cluster:
         return str(await self._ask(self.actors[name].address.remote()))
 
     async def _ask(self, reference: "ObjectRef[Any]") -> object:
-        return await asyncio.to_thread(self.ray.get, reference, timeout=READY_TIMEOUT_S)
+        # A future, not ray.get in a thread: a thread could not be cancelled.
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                return await asyncio.wrap_future(reference.future())
+        except self.ray.exceptions.RayTaskError as error:
+            raise StartFailed(str(error.cause)) from None
+        except (TimeoutError, self.ray.exceptions.RayError) as error:
+            raise PeerLost(f"no answer from an actor: {type(error).__name__}: {error}") from error
 
     async def start(self, specs: "list[ActorSpec]", on_progress: Progress) -> None:
         """Start all actors at once, and wait until each serves."""
         for spec in specs:
             self.actors[spec.name] = self._actor(spec)
-        async with asyncio.TaskGroup() as group:
-            for name in self.actors:
-                group.create_task(self._await_ready(name, on_progress))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name in self.actors:
+                    group.create_task(self._await_ready(name, on_progress))
+        except* BatonError as errors:
+            # One reason is enough: whoever reads it looks at the next one later.
+            raise errors.exceptions[0] from None
         num_instances = len(self.actors) - len(self.router_addresses)
         for address in self.router_addresses:
             await await_connected(address, num_instances)
@@ -112,7 +126,9 @@ class Cluster:
         if spec.num_cpus or spec.num_gpus:
             options["scheduling_strategy"] = self._placement(spec)
         actor = self.ray.remote(ServiceActor).options(**options)
-        handle: ActorHandle[Any] = actor.remote(spec.kind, spec.spec_json, spec.log_level)
+        handle: ActorHandle[Any] = actor.remote(
+            spec.name, spec.kind, spec.spec_json, spec.log_level
+        )
         return handle
 
     def _placement(self, spec: "ActorSpec") -> "PlacementGroupSchedulingStrategy":
@@ -185,7 +201,11 @@ class ActorSpec:
 async def start_cluster(
     spec: ClusterSpec, on_progress: Progress = lambda _: None
 ) -> AsyncIterator[Cluster]:
-    """Run a cluster on a private Ray of this machine until the block ends; leaves nothing."""
+    """Run a cluster on a private Ray of this machine until the block ends; leaves nothing.
+
+    Raises a BatonError when it cannot start: model, port and memory are looked at first.
+    """
+    _check(spec)
     async with AsyncExitStack() as stack:
         url = spec.registry_url
         if url is None:
@@ -198,12 +218,35 @@ async def start_cluster(
         ray = stack.enter_context(private_ray(num_cpus=int(num_cpus) + 1, num_gpus=int(num_gpus)))
         cluster = Cluster(ray=ray, registry_url=url)
         on_progress(f"loading the model into {len(members) - spec.plan.router.replicas} instances")
+        # Broken off while it starts, there is nothing to drain: Ray ends the processes.
+        await cluster.start(members, on_progress)
         try:
-            await cluster.start(members, on_progress)
             yield cluster
         finally:
             on_progress("stopping")
             await cluster.stop(spec.drain_s)
+
+
+def _check(spec: ClusterSpec) -> None:
+    """Raise what a cluster would die of, before anything is started."""
+    if not (spec.model_dir / "config.json").is_file():
+        raise ModelError(f"{spec.model_dir}: no config.json, so not a model directory")
+    check_memory(
+        cluster_bytes(spec.plan, spec.config.engine, spec.model_dir), available_memory_bytes()
+    )
+    if spec.router_port:
+        check_port(spec.router_port)
+
+
+def check_port(port: int) -> None:
+    """Raise BindFailed when a router cannot listen on it."""
+    with socket.socket() as probe:
+        # As servers do: connections that just ended keep a port from nobody.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise BindFailed(f"cannot listen on 127.0.0.1:{port}: {error.strerror}") from error
 
 
 def _members(spec: ClusterSpec, registry_url: str) -> Iterator[ActorSpec]:

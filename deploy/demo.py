@@ -1,12 +1,12 @@
 """`make demo`: the main job for real, from an empty machine to three answers and nothing left."""
 
 import asyncio
+import signal
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 
 from core.config import Config
@@ -14,6 +14,8 @@ from core.errors import BatonError
 from core.plan import Plan
 from deploy.cluster import Cluster, ClusterSpec, start_cluster, threads_per_instance
 from deploy.default_model import default_model_dir, fetch_default_model
+from deploy.interrupt import Interrupted, terminate_like_ctrl_c, until_signal
+from deploy.memory import available_memory_bytes, check_memory
 from deploy.timing_table import timing_table
 from router.client import AsyncClient
 from router.events import Delta, Finished
@@ -41,31 +43,23 @@ def main() -> int:
     """Run the demo; 0 when every answer came."""
     console = Console(highlight=False)
     started_s = time.monotonic()
+    terminate_like_ctrl_c()
     try:
-        check_memory(psutil.virtual_memory().available)
+        check_memory(NEEDED_MEMORY_BYTES, available_memory_bytes())
         model_dir = _fetch(console)
-        answers = asyncio.run(_demo(model_dir, console))
+        answers = asyncio.run(until_signal(_demo(model_dir, console)))
+    except Interrupted as interrupted:
+        console.print(f"\ndemo: {interrupted}")
+        return interrupted.exit_status
+    except KeyboardInterrupt:  # while the model is fetched
+        console.print("\ndemo: interrupted; run it again to finish")
+        return 128 + signal.SIGINT
     except BatonError as error:
-        console.print(f"demo: {error}", style="red")
+        console.print(f"demo: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     console.print(timing_table([answer.finished for answer in answers]))
     console.print(f"everything is stopped; {time.monotonic() - started_s:.0f} s in all")
     return 0
-
-
-class TooLittleMemory(BatonError):
-    """Starting would push the machine into swapping, or be killed half-way."""
-
-    status = "RESOURCE_EXHAUSTED"
-
-
-def check_memory(available_bytes: int) -> None:
-    """Raise TooLittleMemory before anything is started."""
-    if available_bytes < NEEDED_MEMORY_BYTES:
-        raise TooLittleMemory(
-            f"{available_bytes / 1e9:.1f} GB of memory are free, the demo needs "
-            f"{NEEDED_MEMORY_BYTES / 1e9:.1f} GB: close other programs and try again"
-        )
 
 
 def _fetch(console: Console) -> Path:

@@ -5,11 +5,13 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,9 @@ _SETTINGS = {
     "RAY_DEDUP_LOGS": "0",
     # gRPC takes a proxy from the environment even for loopback.
     "RAY_grpc_enable_http_proxy": "0",
+    # After a SIGKILL of ours Ray's agents first try to tell its store, which is gone, and by
+    # default keep trying for 60 s. A starved machine may hold the store up for some seconds.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
 }
 
 
@@ -44,31 +49,43 @@ def private_ray(*, num_cpus: int, num_gpus: int = 0) -> Iterator[Any]:
 
     Ray reads its settings from the environment of this process alone, at import and at init.
     """
-    folder = ScratchFolder(FOLDER_PREFIX, parent=_short_folder())
-    environ = os.environ  # noqa: TID251 - Ray has no other way to be told
-    previous = _change(environ, ray_environment(environ))
-    try:
+    with ExitStack() as stack:
+        folder = ScratchFolder(FOLDER_PREFIX, parent=_short_folder())
+        stack.callback(folder.remove)
+        environ = os.environ  # noqa: TID251 - Ray has no other way to be told
+        stack.callback(_change, environ, _change(environ, ray_environment(environ)))
         ray = importlib.import_module("ray")
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            _temp_dir=str(folder.path),
-            _plasma_directory=str(object_store_folder(folder.path)),
-            _node_ip_address=_loopback(),
-        )
+        stack.callback(ray.shutdown)
+        with _signals_kept():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                _temp_dir=str(folder.path),
+                _plasma_directory=str(object_store_folder(folder.path)),
+                _node_ip_address=_loopback(),
+            )
         logger.info("ray started: %s", folder.path)
         yield ray
+    logger.info("ray stopped: %s", folder.path)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself: it would print stacks and leave without our cleanup."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
     finally:
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
-        _change(environ, previous)
-        folder.remove()
-        logger.info("ray stopped: %s", folder.path)
+        # Other threads may not set handlers; there Ray leaves them alone.
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in zip(numbers, previous, strict=True):
+                signal.signal(number, handler)
 
 
 @cache

@@ -1,7 +1,7 @@
 """Makes `.venv`: the second half of `tools/setup`, standard library only.
 
-python tools/environment.py            set up; nothing to do ends at once
-python tools/environment.py --ready    exit 0 when there is nothing to do
+python -m tools.environment            set up; nothing to do ends at once
+python -m tools.environment --ready    exit 0 when there is nothing to do
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
+from deploy.memory import available_memory_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -85,33 +87,6 @@ def read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
-
-
-def available_memory_bytes(system: Path = Path("/")) -> float | None:
-    """What a new process may take: the system's estimate, or less where a container is limited."""
-    found = []
-    if match := re.search(r"MemAvailable:\s+(\d+) kB", read(system / "proc/meminfo")):
-        found.append(int(match[1]) * 1024.0)
-    cgroup = system / "sys/fs/cgroup"
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        limit_text, used_text = read(cgroup / limit).strip(), read(cgroup / used).strip()
-        if limit_text.isdigit() and used_text.isdigit():  # "max" is no limit
-            found.append(float(limit_text) - float(used_text) + reclaimable_bytes(cgroup))
-    if not found and sys.platform == "darwin":
-        # No estimate without a library: all of it, which still finds a machine that is too small.
-        found.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
-    return min(found, default=None)
-
-
-def reclaimable_bytes(cgroup: Path) -> float:
-    """File cache that counts as used by a container but is given back when needed."""
-    for name in ("memory.stat", "memory/memory.stat"):
-        if match := re.search(r"^(?:total_)?inactive_file (\d+)$", read(cgroup / name), re.M):
-            return float(match[1])
-    return 0.0
 
 
 def room(folder: Path) -> Room:

@@ -1,5 +1,6 @@
 """The command line: found clusters, clear errors, help for a newcomer."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,8 @@ REFUSED = [
     ("no such plan", ["serve", "--plan", "nowhere.toml"], 2, "nowhere.toml"),
     ("no such config", ["serve", "--config", "nowhere.toml"], 2, "nowhere.toml"),
     ("no model yet", ["serve"], 1, "baton fetch"),
+    ("no such model", ["serve", "--model", "/nowhere"], 1, "/nowhere: no config.json"),
+    ("no such port", ["serve", "--port", "65536"], 2, "65535"),
     ("bad address", ["status", "--address", "not an address"], 1, "host:port"),
 ]
 
@@ -46,9 +49,34 @@ def test_refused(arguments: list[str], status: int, named: str) -> None:
     assert "Traceback" not in result.output
 
 
+SERVING = ["serve", "generate hi", "status", "fetch"]
+
+
+@pytest.mark.parametrize("command", SERVING)
+def test_the_base_installation_says_what_to_install(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("deploy", "router", "rpc")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("grpc", "gguf", "psutil", "ray", "torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    result = runner.invoke(app, command.split())
+    assert result.exit_code == 4
+    assert "pip install -e '.[serve]'" in result.output
+    assert "baton fetch" in result.output
+
+
 def test_a_running_cluster_is_found_until_it_ends() -> None:
     with running.announced("one", ("127.0.0.1:1",)):
         assert running.find_routers(None) == ("127.0.0.1:1",)
         assert running.find_routers("127.0.0.1:2") == ("127.0.0.1:2",)
     with pytest.raises(running.NoCluster):
         running.find_routers(None)
+
+
+def test_a_cluster_that_cannot_be_noted_runs_all_the_same(
+    own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (own_cache / "baton").write_text("a file where the folder should be")
+    with running.announced("one", ("127.0.0.1:1",)):
+        assert "other commands will need --address" in caplog.text

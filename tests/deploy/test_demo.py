@@ -6,16 +6,21 @@ from rich.console import Console
 from core.plan import Plan, PoolPlan
 from core.request import FinishReason
 from core.timing import HandoffTiming, PrefillTiming
+from deploy import demo
 from deploy.cluster import threads_per_instance
-from deploy.demo import NEEDED_MEMORY_BYTES, TooLittleMemory, check_memory
 from deploy.timing_table import timing_table
 from router.events import Finished, RequestTiming
 
 
-def test_too_little_memory_is_said_before_anything_starts() -> None:
-    check_memory(NEEDED_MEMORY_BYTES)
-    with pytest.raises(TooLittleMemory, match=r"1\.0 GB of memory are free, the demo needs 3\.0"):
-        check_memory(1_000_000_000)
+def test_too_little_memory_is_said_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "terminate_like_ctrl_c", lambda: None)
+    monkeypatch.setattr(demo, "available_memory_bytes", lambda: 1e9)
+    assert demo.main() == 1
+    assert capsys.readouterr().out.startswith(
+        "demo: 1.0 GB of memory are free, 3.0 GB are needed: close other programs"
+    )
 
 
 def test_parts_of_a_sum_add_up_in_the_table() -> None:

@@ -86,46 +86,6 @@ def test_none_at_all_says_what_to_install(which: Which) -> None:
 
 # --- room ---------------------------------------------------------------------------------------
 
-MEMINFO = "MemTotal: 16000000 kB\nMemAvailable:    8000000 kB\n"
-
-MEMORY = [
-    # id, files of the system, bytes available
-    ("a plain machine", {"proc/meminfo": MEMINFO}, 8_192_000_000),
-    (
-        "an unlimited container",
-        {"proc/meminfo": MEMINFO, "sys/fs/cgroup/memory.max": "max\n"},
-        8_192_000_000,
-    ),
-    (
-        "a limited container",
-        {
-            "proc/meminfo": MEMINFO,
-            "sys/fs/cgroup/memory.max": "3000000000\n",
-            "sys/fs/cgroup/memory.current": "1500000000\n",
-            "sys/fs/cgroup/memory.stat": "anon 5\ninactive_file 500000000\n",
-        },
-        2_000_000_000,
-    ),
-    (
-        "an older limited container",
-        {
-            "proc/meminfo": MEMINFO,
-            "sys/fs/cgroup/memory/memory.limit_in_bytes": "3000000000\n",
-            "sys/fs/cgroup/memory/memory.usage_in_bytes": "1000000000\n",
-            "sys/fs/cgroup/memory/memory.stat": "total_inactive_file 7\n",
-        },
-        2_000_000_007,
-    ),
-]
-
-
-@pytest.mark.parametrize(("files", "want"), [c[1:] for c in MEMORY], ids=[c[0] for c in MEMORY])
-def test_available_memory(files: dict[str, str], want: int, tmp_path: Path) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert environment.available_memory_bytes(tmp_path) == want
-
 
 def test_too_small_a_machine_is_told_both_reasons() -> None:
     disk, memory = environment.Room(disk_bytes=1e9, memory_bytes=2e9).problems()
