@@ -3,18 +3,13 @@
 python -m deploy.instance --spec-json JSON
 """
 
-import argparse
 import asyncio
 import json
-import logging
-import os
 import secrets
-import signal
 import socket
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -29,6 +24,7 @@ from registry.connect import connect
 from registry.heartbeat import keep_announced
 from rpc.dial import ChannelPool
 from rpc.options import Plane
+from rpc.process import run_process
 from rpc.serve import Life, Loop, Server, bind, serve
 from rpc.serve import build as build_server
 from text.tokenizer import Tokenizer
@@ -186,44 +182,5 @@ async def _serve(
         await registry.close()
 
 
-def main() -> None:
-    """Serve until SIGTERM, SIGINT, a Drain call, or the end of standard input."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.instance")
-    parser.add_argument("--spec-json", required=True, help="an InstanceSpec")
-    parser.add_argument("--log-level", default="WARNING")
-    arguments = parser.parse_args()
-    logging.basicConfig(
-        level=arguments.log_level, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr
-    )
-    asyncio.run(_main(InstanceSpec.from_json(arguments.spec_json)))
-
-
-async def _main(spec: InstanceSpec) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    _stop_with_parent(loop, stop)
-    await run_instance(spec, stop=stop, ready=_print_ready)
-
-
-def _stop_with_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    """Whoever started us holds the other end of our standard input."""
-
-    def look() -> None:
-        if not os.read(sys.stdin.fileno(), 4096):
-            loop.remove_reader(sys.stdin)
-            stop.set()
-
-    # Refused for a file or /dev/null: that is nobody's other end.
-    with suppress(PermissionError, ValueError):
-        loop.add_reader(sys.stdin, look)
-
-
-def _print_ready(address: str) -> None:
-    sys.stdout.write(json.dumps({"address": address}) + "\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    main()
+    run_process("python -m deploy.instance", InstanceSpec.from_json, run_instance)

@@ -3,16 +3,10 @@
 python -m router.server --spec-json JSON: prints {"address": ...} once it serves.
 """
 
-import argparse
 import asyncio
-import contextlib
-import json
 import logging
-import os
 import secrets
-import signal
 import socket
-import sys
 from collections.abc import Callable
 
 from core.clock import Clock, MonotonicClock
@@ -31,10 +25,11 @@ from router.placer import Placer
 from router.spec import RouterSpec
 from router.surroundings import Surroundings
 from rpc.options import Plane
+from rpc.process import run_process
 from rpc.serve import Life, bind, build, serve
 from text.tokenizer import Tokenizer
 
-__all__ = ["RouterSpec", "main", "run_router"]
+__all__ = ["RouterSpec", "run_router"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,40 +113,5 @@ def _member(spec: RouterSpec, address: str) -> Member:
     )
 
 
-def main() -> None:
-    """Serve until SIGTERM, SIGINT, a Drain call, or the end of standard input."""
-    parser = argparse.ArgumentParser(prog="python -m router.server")
-    parser.add_argument("--spec-json", required=True, help="a RouterSpec")
-    parser.add_argument("--log-level", default="WARNING")
-    arguments = parser.parse_args()
-    logging.basicConfig(
-        level=arguments.log_level, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr
-    )
-    asyncio.run(_main(RouterSpec.from_json(arguments.spec_json)))
-
-
-async def _main(spec: RouterSpec) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    # Refused for a file or /dev/null: nobody holds the other end of those.
-    with contextlib.suppress(PermissionError, ValueError):
-        loop.add_reader(sys.stdin, _stop_at_end_of_input, stop)
-    await run_router(spec, stop=stop, ready=_say_address)
-
-
-def _stop_at_end_of_input(stop: asyncio.Event) -> None:
-    # Whoever started this process holds the other end: it closes with them, however they end.
-    if not os.read(sys.stdin.fileno(), 4096):
-        asyncio.get_running_loop().remove_reader(sys.stdin)
-        stop.set()
-
-
-def _say_address(address: str) -> None:
-    sys.stdout.write(json.dumps({"address": address}) + "\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    main()
+    run_process("python -m router.server", RouterSpec.from_json, run_router)
