@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -64,7 +65,9 @@ def _as_json(reply: "StatusReply") -> str:
 
 def _table(router: str, reply: "StatusReply") -> Table:
     table = Table(
-        title=f"router {router}: {reply.num_requests} requests running, {reply.num_queued} queued"
+        title=f"router {router}: {reply.num_requests} requests running, {reply.num_queued} queued",
+        # Eight columns have to fit into a terminal of 80.
+        box=box.SIMPLE_HEAD,
     )
     columns = ("instance", "role", "address", "link", "prefill", "decode", "blocks", "books")
     for column in columns:
