@@ -17,7 +17,7 @@ from tests.e2e.running import RunningCluster
 
 pytestmark = pytest.mark.ray
 
-PROMPT = tuple(3 + (i * 7) % 500 for i in range(400))
+PROMPT = tuple(3 + (i * 7) % 500 for i in range(800))
 MAX_TOKENS = 200
 
 
