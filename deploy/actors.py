@@ -37,7 +37,7 @@ class ServiceThread:
         self._ready = threading.Event()
         self._address = ""
         self._failure = ""
-        # Where uvloop is installed Ray makes it the default, and gRPC's servers do not end on it.
+        # Ray makes uvloop the default where it is installed; all this is tried on asyncio's own.
         self._loop = asyncio.DefaultEventLoopPolicy().new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
