@@ -9,7 +9,7 @@ import random
 import statistics
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 
 from bench.pair import Pair, clock, running_pair
@@ -49,18 +49,6 @@ class Timed:
     finished: Finished
 
 
-@dataclass(frozen=True, slots=True)
-class Cancels:
-    """How many of each phase, and what a cancel has to wait for at most."""
-
-    num: int
-    _: KW_ONLY
-    step_s: float
-    """One decode step."""
-    chunk_s: float
-    """One prefill step."""
-
-
 def measure(*, quick: bool, on_progress: Progress) -> Report:
     """Run everything; see the module's text."""
     return asyncio.run(_measure(QUICK if quick else 1, on_progress))
@@ -80,16 +68,16 @@ async def _measure(divisor: int, on_progress: Progress) -> Report:
         step_s = gap[-1].median
         on_progress("the event loop during a long prefill")
         lag, lag_bars = await _loop_lag(pair, rng, max(1, NUM_LAG // divisor))
-        chunk_s = lag[-1].median * CHUNK_TOKENS / LAG_TOKENS
         on_progress("cancels")
-        cancels = Cancels(max(1, NUM_CANCELS // divisor), step_s=step_s, chunk_s=chunk_s)
-        freed, freed_bars = await _cancels(pair, rng, cancels)
+        num_cancels = max(1, NUM_CANCELS // divisor)
+        decode_freed, decode_bars = await _cancel_decodes(pair, rng, num_cancels, step_s)
+        prefill_freed, prefill_bars = await _cancel_prefills(pair, rng, num_cancels)
         on_progress("doing nothing")
         idle, idle_bars = await _idle(pair, IDLE_S / divisor)
     return Report(
         name="smoke",
-        figures=(*added, *gap, *lag, *freed, *idle),
-        bars=(*added_bars, *gap_bars, *lag_bars, *freed_bars, *idle_bars),
+        figures=(*added, *gap, *lag, *decode_freed, *prefill_freed, *idle),
+        bars=(*added_bars, *gap_bars, *lag_bars, *decode_bars, *prefill_bars, *idle_bars),
     )
 
 
@@ -133,20 +121,35 @@ async def _loop_lag(pair: Pair, rng: random.Random, num: int) -> tuple[list[Figu
     return [figure(name, lags_s, "s"), compute], [bar]
 
 
-async def _cancels(
-    pair: Pair, rng: random.Random, cancels: Cancels
+async def _cancel_decodes(
+    pair: Pair, rng: random.Random, num: int, step_s: float
 ) -> tuple[list[Figure], list[Bar]]:
-    num = cancels.num
-    decode_s = [await _cancel_decode(pair, _prompt(rng, LONG_TOKENS)) for _ in range(num)]
-    prefill_s = [await _cancel_prefill(pair, _prompt(rng, LAG_TOKENS)) for _ in range(num)]
-    decode = figure("cancel until decode's blocks are free", decode_s, "s")
-    prefill = figure("cancel until prefill's blocks are free", prefill_s, "s")
-    bounds_s = {decode: cancels.step_s + MAX_FREE_S, prefill: cancels.chunk_s + MAX_FREE_S}
+    waits_s = [await _cancel_decode(pair, _prompt(rng, LONG_TOKENS)) for _ in range(num)]
+    freed = figure("cancel until decode's blocks are free", waits_s, "s")
+    bound_s = step_s + MAX_FREE_S
+    bar = Bar(name=f"{freed.name} ≤ step + 50 ms", value=freed.median, bound=bound_s, unit="s")
+    return [freed], [bar]
+
+
+async def _cancel_prefills(
+    pair: Pair, rng: random.Random, num: int
+) -> tuple[list[Figure], list[Bar]]:
+    """Just after a chunk has begun, the worst moment; beside whole prompts of one chunk."""
+    chunks_s, waits_s, num_chunks = [], [], []
+    for _ in range(num):
+        alone = await _ask(pair, _prompt(rng, CHUNK_TOKENS), max_tokens=1)
+        chunks_s.append(alone.finished.timing.prefill.compute_s)
+        wait_s, num_steps = await _cancel_prefill(pair, _prompt(rng, LAG_TOKENS))
+        waits_s.append(wait_s)
+        num_chunks.append(num_steps)
+    chunk = figure(f"one chunk of {CHUNK_TOKENS} tokens (baseline)", chunks_s, "s")
+    freed = figure("cancel until prefill's blocks are free", waits_s, "s")
+    after = figure("chunks that end after a cancel", num_chunks, "chunks")
     bars = [
-        Bar(name=f"{f.name} ≤ its step + 50 ms", value=f.median, bound=bound_s, unit="s")
-        for f, bound_s in bounds_s.items()
+        Bar(name=f"{after.name}, worst", value=max(num_chunks), bound=1, unit="chunks"),
+        Bar(name=f"{freed.name} ≤ chunk", value=freed.median, bound=chunk.median, unit="s"),
     ]
-    return [decode, prefill], bars
+    return [chunk, freed, after], bars
 
 
 async def _cancel_decode(pair: Pair, prompt: tuple[int, ...]) -> float:
@@ -162,12 +165,15 @@ async def _cancel_decode(pair: Pair, prompt: tuple[int, ...]) -> float:
     return await pair.until_freed(pair.decode)
 
 
-async def _cancel_prefill(pair: Pair, prompt: tuple[int, ...]) -> float:
+async def _cancel_prefill(pair: Pair, prompt: tuple[int, ...]) -> tuple[float, int]:
+    """Seconds until the blocks are free, and steps that returned in them."""
     stream = pair.client.generate(token_ids=prompt, max_tokens=4, timeout_s=TIMEOUT_S)
     async with aclosing(stream) as events:
         await anext(events)
         await pair.until_busy(pair.prefill)
-    return await pair.until_freed(pair.prefill)
+        before = (await pair.books(pair.prefill)).integrity.num_steps
+    wait_s = await pair.until_freed(pair.prefill)
+    return wait_s, (await pair.books(pair.prefill)).integrity.num_steps - before
 
 
 async def _idle(pair: Pair, duration_s: float) -> tuple[list[Figure], list[Bar]]:
