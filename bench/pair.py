@@ -1,10 +1,11 @@
 """One prefill, one decode, one router as plain processes, and what a benchmark asks of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import grpc.aio
 import psutil
@@ -34,6 +35,8 @@ from rpc.pb import (
     workers_pb2,
     workers_pb2_grpc,
 )
+
+T = TypeVar("T")
 
 CALL_TIMEOUT_S = 60.0
 DRAIN_S = 2.0
@@ -75,6 +78,22 @@ class Pair:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             while not _num_held(await self.books(channel)):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(PROBE_S)
+
+    async def while_probed(self, channel: grpc.aio.Channel, work: Awaitable[T]) -> T:
+        """Await `work` while an instance is asked as often as `until_freed` asks it.
+
+        The questions slow a step by a seventh: a baseline must pay for them too.
+        """
+        async with asyncio.TaskGroup() as group:
+            probing = group.create_task(self._probe(channel))
+            result = await work
+            probing.cancel()
+        return result
+
+    async def _probe(self, channel: grpc.aio.Channel) -> None:
+        while True:
+            await self.books(channel)
+            await asyncio.sleep(PROBE_S)
 
     async def direct_ttft_s(self, prompt: Sequence[int], name: str) -> float:
         """TTFT of calling prefill without a router: the baseline."""

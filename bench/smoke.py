@@ -134,11 +134,15 @@ async def _cancel_decodes(
 async def _cancel_prefills(
     pair: Pair, rng: random.Random, num: int
 ) -> tuple[list[Figure], list[Bar]]:
-    """Just after a chunk has begun, the worst moment; beside whole prompts of one chunk."""
+    """Just after a chunk has begun, the worst moment; beside whole prompts of one chunk.
+
+    The baseline is handed over and probed as the cancelled one is.
+    """
     chunks_s, waits_s, num_chunks = [], [], []
     for _ in range(num):
-        alone = await _ask(pair, _prompt(rng, CHUNK_TOKENS), max_tokens=1)
-        chunks_s.append(alone.finished.timing.prefill.compute_s)
+        whole = _ask(pair, _prompt(rng, CHUNK_TOKENS), max_tokens=2)
+        timing = (await pair.while_probed(pair.prefill, whole)).finished.timing
+        chunks_s.append(timing.prefill.compute_s)
         wait_s, num_steps = await _cancel_prefill(pair, _prompt(rng, LAG_TOKENS))
         waits_s.append(wait_s)
         num_chunks.append(num_steps)
