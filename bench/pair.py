@@ -41,8 +41,8 @@ T = TypeVar("T")
 CALL_TIMEOUT_S = 60.0
 DRAIN_S = 2.0
 PROBE_S = 0.02
-"""Between two looks at an instance's books; what is timed so reads up to this much too long. Looking
-every 2 ms made decode steps of 51 ms last 88 ms, every 20 ms 59 ms."""
+"""Between two looks at an instance's books: what is timed so reads up to this much too long.
+Looking every 2 ms made decode steps of 51 ms last 88 ms, every 20 ms 59 ms."""
 FETCH_BYTES = 2 * 1024 * 1024
 """As HandoffConfig.max_segment_bytes."""
 
