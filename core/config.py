@@ -26,6 +26,11 @@ class EngineConfig:
     """KV blocks per instance; times block_size is the tokens it can hold."""
     num_threads: int = 1
     """Threads of one forward pass on a CPU."""
+    prefix_cache: bool = True
+    """Keep the KV of ended requests while nobody needs the room, and start from it."""
+    num_swap_blocks: int = 256
+    """KV blocks' worth of host memory for answers that have to make room; 0: they are computed
+    again elsewhere."""
 
     def problems(self) -> Iterator[str]:
         """What is wrong, if anything."""
@@ -34,6 +39,7 @@ class EngineConfig:
         if self.device.split(":")[0] not in ("cpu", "cuda"):
             yield f"device must be cpu or cuda, got {self.device!r}"
         yield from _at_least(self, 1, "block_size", "num_blocks", "num_threads")
+        yield from _at_least(self, 0, "num_swap_blocks")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +48,17 @@ class WorkerConfig:
 
     prefill_step_tokens: int = 256
     """Prompt tokens per step on a prefill instance. Higher buys throughput and costs TTFT."""
-    decode_side_step_tokens: int = 64
-    """Prompt tokens per step on a decode instance: what prefill may take from running streams."""
+    mixed_step_tokens: int = 64
+    """Tokens of a step in which answers run on a decode or mixed instance: each answer takes one,
+    prompt chunks fill the rest (Sarathi-Serve's budget). Higher buys TTFT and costs TPOT."""
     max_running: int = 64
     """Requests in one decode batch."""
     max_queued: int = DEFAULT_MAX_QUEUED
     """Requests waiting for prefill, and handoffs waiting on decode, each; more are refused."""
     max_unacked_tokens: int = 65_536
     """Output tokens kept for one router that does not read; its requests end beyond."""
+    ageing_s: float = 10.0
+    """Waiting this long counts as much as one step of priority."""
     router_grace_s: float = 5.0
     """How long requests outlive their router's subscription."""
     beat_s: float = 1.0
@@ -61,12 +70,12 @@ class WorkerConfig:
             self,
             1,
             "prefill_step_tokens",
-            "decode_side_step_tokens",
+            "mixed_step_tokens",
             "max_running",
             "max_queued",
             "max_unacked_tokens",
         )
-        yield from _above_zero(self, "router_grace_s", "beat_s")
+        yield from _above_zero(self, "ageing_s", "router_grace_s", "beat_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

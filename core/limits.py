@@ -22,3 +22,8 @@ DEFAULT_MAX_QUEUED = 256
 it refuses more, and a router places no more there."""
 MAX_TEMPERATURE = 100.0
 MAX_SEED = 2**64 - 1
+MAX_LOGPROBS = 20
+MAX_GRAMMAR_CHARS = 65_536
+MAX_TENANT_CHARS = 64
+MAX_PRIORITY = 10
+"""Of either sign."""

@@ -21,9 +21,17 @@ class Load:
     num_context_tokens: int = 0
     """Tokens of context of all requests in the running decode batch."""
     num_free_blocks: int = 0
-    """Blocks that could be allocated now."""
+    """Blocks that could be allocated now, cached ones included."""
     num_blocks: int = 0
     """Blocks in all."""
+    num_cached_blocks: int = 0
+    """Of the free ones, those that hold a prefix nobody uses now."""
+    num_swapped: int = 0
+    """Answers whose KV waits in host memory."""
+    num_queried_tokens: int = 0
+    """Prompt tokens looked up in the prefix cache since the start."""
+    num_hit_tokens: int = 0
+    """Of them, those found there."""
     draining: bool = False
     """Takes no new work."""
 

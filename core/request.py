@@ -27,6 +27,34 @@ class Fence:
     """Raised by the router each time it places the request anew."""
 
 
+class GrammarKind(StrEnum):
+    """What a grammar's text is."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    JSON_OBJECT = "json_object"
+    """Any JSON object; no text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must match as a whole."""
+
+    kind: GrammarKind
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely one output token was, under the model's own distribution: before penalties,
+    biases, grammar and temperature."""
+
+    logprob: float
+    """Natural logarithm, of the chosen token."""
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, logprob) of the likeliest, best first."""
+
+
 _NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
 
@@ -52,6 +80,10 @@ class SamplingParams:
     """Token id → added to its logit; in [-100, 100]."""
     seed: int = 0
     """Unsigned 64 bits. The router draws one when the client gave none."""
+    num_logprobs: int | None = None
+    """0 to 20 likeliest tokens told with each token; None: no log-probabilities at all."""
+    grammar: Grammar | None = None
+    """What the answer must match; None: anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +117,10 @@ class Request:
     """Tokens the client already has from another router: forced, and counted as output."""
     arrived_at_s: float = 0.0
     """Moment on the router's clock."""
+    tenant: str = ""
+    """Whose it is; "" is a tenant too."""
+    priority: int = 0
+    """Higher goes first; waiting raises it."""
 
     @property
     def num_prompt_tokens(self) -> int:

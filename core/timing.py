@@ -11,6 +11,8 @@ class PrefillTiming:
     """From the Prefill call's arrival to its first step."""
     compute_s: float = 0.0
     """From the first step's start to the first token sampled."""
+    num_hit_tokens: int = 0
+    """Prompt tokens whose KV was in the prefix cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

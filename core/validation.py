@@ -15,6 +15,7 @@ MAX_VIOLATIONS = 32
 MAX_TOKEN_ID = 2**31 - 1
 """Vocabularies are far smaller; workers keep ids in 32 bits."""
 
+_TENANT = re.compile(rf"[A-Za-z0-9._:-]{{0,{limits.MAX_TENANT_CHARS}}}", re.ASCII)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]*", re.ASCII)
 
 
@@ -61,6 +62,8 @@ class RequestDraft:
     num_choices: int = 1
     timeout_s: float | None = None
     """None: the router's default."""
+    tenant: str = ""
+    priority: int = 0
     resume: Resume | None = None
 
 
@@ -111,6 +114,8 @@ def build_request(
         epoch=draft.resume.epoch if draft.resume else 0,
         resumed_token_ids=draft.resume.output_token_ids if draft.resume else (),
         arrived_at_s=arrival.arrived_at_s,
+        tenant=draft.tenant,
+        priority=draft.priority,
     )
 
 
@@ -139,6 +144,7 @@ def _draft_violations(draft: RequestDraft, model: ModelLimits) -> Iterator[Field
     yield from _sampling_violations(draft.sampling, model.vocab_size)
     yield from _whole("sampling.seed", draft.seed, 0, limits.MAX_SEED)
     yield from _stop_violations(draft, model)
+    yield from _grammar_violations(draft)
     if draft.resume is not None:
         yield from _resume_violations(draft, draft.resume, model)
 
@@ -151,6 +157,10 @@ def _envelope_violations(draft: RequestDraft) -> Iterator[FieldViolation]:
     elif not _REQUEST_ID.fullmatch(draft.request_id):
         yield FieldViolation("request_id", "only [A-Za-z0-9._:-] are allowed")
     yield from _whole("num_choices", draft.num_choices, 1, limits.MAX_NUM_CHOICES)
+    yield from _whole("priority", draft.priority, -limits.MAX_PRIORITY, limits.MAX_PRIORITY)
+    if not _TENANT.fullmatch(draft.tenant):
+        reason = f"must be at most {limits.MAX_TENANT_CHARS} of [A-Za-z0-9._:-]"
+        yield FieldViolation("tenant", reason)
     if draft.timeout_s is not None and not 0 < draft.timeout_s <= limits.MAX_TIMEOUT_S:
         reason = f"must be above 0 to {limits.MAX_TIMEOUT_S:g} seconds, got {draft.timeout_s:g}"
         yield FieldViolation("timeout_s", reason)
@@ -210,6 +220,7 @@ def _sampling_violations(sampling: SamplingParams, vocab_size: int) -> Iterator[
             reason = f"must be above 0 to {high:g}, got {value:g}"
             yield FieldViolation(f"sampling.{name}", reason)
     yield from _whole("sampling.top_k", sampling.top_k, 0, vocab_size)
+    yield from _whole("sampling.num_logprobs", sampling.num_logprobs, 0, limits.MAX_LOGPROBS)
     yield from _bias_violations(sampling, vocab_size)
 
 
@@ -224,6 +235,20 @@ def _bias_violations(sampling: SamplingParams, vocab_size: int) -> Iterator[Fiel
         if not -100 <= value <= 100:
             reason = f"must be -100 to 100, got {value:g}"
             yield FieldViolation(f"sampling.logit_bias[{token_id}]", reason)
+
+
+def _grammar_violations(draft: RequestDraft) -> Iterator[FieldViolation]:
+    grammar = draft.sampling.grammar
+    if grammar is None:
+        return
+    if (size := len(grammar.text)) > limits.MAX_GRAMMAR_CHARS:
+        reason = f"has {size} characters, limit {limits.MAX_GRAMMAR_CHARS}"
+        yield FieldViolation("sampling.grammar", reason)
+    # A grammar decides when an answer may end; after its last token nothing but the end is left.
+    if draft.min_tokens:
+        yield FieldViolation("stop.min_tokens", "cannot be combined with a grammar")
+    if draft.ignore_eos:
+        yield FieldViolation("stop.ignore_eos", "cannot be combined with a grammar")
 
 
 def _stop_violations(draft: RequestDraft, model: ModelLimits) -> Iterator[FieldViolation]:

@@ -44,6 +44,10 @@ class WorkRequest:
     """From the call's arrival to the moment the request must have ended."""
     fingerprint: Fingerprint
     """Only instances of this fingerprint may serve it."""
+    tenant: str = ""
+    """Whose it is: shares no prefix cache with others, and gets a fair share."""
+    priority: int = 0
+    """Higher goes first; waiting raises it."""
 
     @property
     def input_token_ids(self) -> tuple[int, ...]:

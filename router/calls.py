@@ -93,6 +93,8 @@ class WorkerCalls:
             child_index=request.child_index,
             timeout_s=max(MIN_TIMEOUT_S, request.deadline_s - self._clock.now_s()),
             fingerprint=fingerprint,
+            tenant=request.tenant,
+            priority=request.priority,
         )
 
 

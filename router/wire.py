@@ -16,7 +16,12 @@ from core.request import SamplingParams
 from core.validation import Chat, ChatMessage, RequestDraft, Resume
 from router.actions import Output
 from router.events import Accepted, Delta, Event, Finished, RequestTiming
-from rpc.convert import SAMPLING_NUMBERS, finish_reason_from_pb, finish_reason_to_pb
+from rpc.convert import (
+    SAMPLING_NUMBERS,
+    finish_reason_from_pb,
+    finish_reason_to_pb,
+    grammar_from_pb,
+)
 from rpc.convert_report import (
     handoff_timing_from_pb,
     handoff_timing_to_pb,
@@ -67,6 +72,8 @@ def draft_from_pb(message: generation_pb2.GenerateRequest) -> RequestDraft:
         ignore_eos=stop.ignore_eos,
         num_choices=message.num_choices if message.HasField("num_choices") else 1,
         timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
+        tenant=message.tenant,
+        priority=message.priority,
         resume=_resume_from_pb(message.resume) if message.HasField("resume") else None,
     )
 
@@ -90,7 +97,12 @@ def _sampling_from_pb(message: types_pb2.SamplingParams) -> SamplingParams:
         for name in SAMPLING_NUMBERS
         if message.HasField(name)  # type: ignore[arg-type]  # a literal of the same names
     }
-    return SamplingParams(**present, logit_bias=dict(message.logit_bias))
+    return SamplingParams(
+        **present,
+        logit_bias=dict(message.logit_bias),
+        num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
+        grammar=grammar_from_pb(message.grammar) if message.HasField("grammar") else None,
+    )
 
 
 def _resume_from_pb(message: generation_pb2.Resume) -> Resume:

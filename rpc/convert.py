@@ -8,15 +8,27 @@ from collections.abc import Mapping, Sequence
 
 from core.ids import Fingerprint, HandoffId, RouterId
 from core.limits import (
+    MAX_GRAMMAR_CHARS,
     MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
     MAX_NUM_CHOICES,
+    MAX_PRIORITY,
     MAX_REQUEST_ID_CHARS,
     MAX_STOP_TOKEN_IDS,
     MAX_TEMPERATURE,
+    MAX_TENANT_CHARS,
     MAX_TIMEOUT_S,
 )
 from core.model_spec import ModelSpec
-from core.request import Fence, FinishReason, SamplingParams, StopParams
+from core.request import (
+    Fence,
+    FinishReason,
+    Grammar,
+    GrammarKind,
+    SamplingParams,
+    StopParams,
+    TokenLogprobs,
+)
 from core.work import WorkRequest
 from rpc.bounds import Bounds, known
 from rpc.pb import types_pb2, workers_pb2
@@ -27,6 +39,7 @@ MAX_ATTEMPT = 2**31 - 1
 
 _HANDOFF_ID = re.compile(rf"[A-Za-z0-9._:/-]{{1,{MAX_HANDOFF_ID_CHARS}}}", re.ASCII)
 _MEMBER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", re.ASCII)
+_TENANT = re.compile(rf"[A-Za-z0-9._:-]{{0,{MAX_TENANT_CHARS}}}", re.ASCII)
 _FINGERPRINT = re.compile(r"[!-~]{1,256}", re.ASCII)
 SAMPLING_NUMBERS = (
     "temperature",
@@ -92,6 +105,8 @@ def sampling_to_pb(sampling: SamplingParams) -> types_pb2.SamplingParams:
     return types_pb2.SamplingParams(
         **{name: getattr(sampling, name) for name in _SAMPLING_FIELDS},
         logit_bias=dict(sampling.logit_bias),
+        num_logprobs=sampling.num_logprobs,
+        grammar=None if sampling.grammar is None else grammar_to_pb(sampling.grammar),
     )
 
 
@@ -114,10 +129,54 @@ def sampling_from_pb(message: types_pb2.SamplingParams, vocab_size: int) -> Samp
         bounds.token_ids("sampling.logit_bias", tuple(bias), vocab_size)
         for value in bias.values():
             bounds.number("sampling.logit_bias", value, -100.0, 100.0)
+    bounds.number("sampling.num_logprobs", message.num_logprobs, 0, MAX_LOGPROBS)
     bounds.settle()
     return SamplingParams(
-        **{name: getattr(message, name) for name in _SAMPLING_FIELDS}, logit_bias=bias
+        **{name: getattr(message, name) for name in _SAMPLING_FIELDS},
+        logit_bias=bias,
+        num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
+        grammar=grammar_from_pb(message.grammar) if message.HasField("grammar") else None,
     )
+
+
+def grammar_to_pb(grammar: Grammar) -> types_pb2.Grammar:
+    """What an answer must match."""
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            return types_pb2.Grammar(json_schema=grammar.text)
+        case GrammarKind.REGEX:
+            return types_pb2.Grammar(regex=grammar.text)
+        case GrammarKind.JSON_OBJECT:
+            return types_pb2.Grammar(json_object=True)
+
+
+def grammar_from_pb(message: types_pb2.Grammar) -> Grammar:
+    """What an answer must match; whether it makes sense is for who compiles it to say."""
+    kind = message.WhichOneof("kind")
+    bounds = Bounds()
+    if kind is None:
+        bounds.refuse("sampling.grammar", "one of json_schema, regex and json_object is needed")
+        bounds.settle()
+        raise AssertionError("settled")
+    text = "" if kind == "json_object" else getattr(message, kind)
+    bounds.count("sampling.grammar", text, 0, MAX_GRAMMAR_CHARS)
+    bounds.settle()
+    return Grammar(GrammarKind(kind), text)
+
+
+def logprobs_to_pb(logprobs: TokenLogprobs) -> types_pb2.TokenLogprobs:
+    """How likely one output token was."""
+    top = [types_pb2.Logprob(token_id=i, logprob=value) for i, value in logprobs.top]
+    return types_pb2.TokenLogprobs(logprob=logprobs.logprob, top=top)
+
+
+def logprobs_from_pb(message: types_pb2.TokenLogprobs) -> TokenLogprobs:
+    """How likely one output token was."""
+    bounds = Bounds()
+    bounds.count("logprobs.top", message.top, 0, MAX_LOGPROBS)
+    bounds.settle()
+    top = tuple((entry.token_id, entry.logprob) for entry in message.top)
+    return TokenLogprobs(message.logprob, top)
 
 
 def stop_to_pb(stop: StopParams) -> types_pb2.StopParams:
@@ -158,6 +217,8 @@ def work_to_pb(work: WorkRequest) -> workers_pb2.WorkRequest:
         child_index=work.child_index,
         timeout_s=work.timeout_s,
         fingerprint=work.fingerprint,
+        tenant=work.tenant,
+        priority=work.priority,
     )
 
 
@@ -169,6 +230,8 @@ def work_from_pb(message: workers_pb2.WorkRequest, spec: ModelSpec) -> WorkReque
     bounds.number("child_index", message.child_index, 0, MAX_NUM_CHOICES - 1)
     bounds.above("timeout_s", message.timeout_s, 0.0, MAX_TIMEOUT_S)
     bounds.text("fingerprint", message.fingerprint, _FINGERPRINT)
+    bounds.text("tenant", message.tenant, _TENANT)
+    bounds.number("priority", message.priority, -MAX_PRIORITY, MAX_PRIORITY)
     _check_tokens(bounds, message, spec)
     bounds.settle()
     return WorkRequest(
@@ -182,6 +245,8 @@ def work_from_pb(message: workers_pb2.WorkRequest, spec: ModelSpec) -> WorkReque
         child_index=message.child_index,
         timeout_s=message.timeout_s,
         fingerprint=Fingerprint(message.fingerprint),
+        tenant=message.tenant,
+        priority=message.priority,
     )
 
 

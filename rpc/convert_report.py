@@ -61,7 +61,12 @@ def load_to_pb(load: Load) -> types_pb2.LoadReport:
 def load_from_pb(message: types_pb2.LoadReport) -> Load:
     """How busy an instance is."""
     bounds = Bounds()
-    for name in ("num_pending_prompt_tokens", "num_context_tokens"):
+    for name in (
+        "num_pending_prompt_tokens",
+        "num_context_tokens",
+        "num_queried_tokens",
+        "num_hit_tokens",
+    ):
         bounds.number(f"load.{name}", getattr(message, name), 0, MAX_TOKENS)
     bounds.number("load.num_free_blocks", message.num_free_blocks, 0, message.num_blocks)
     bounds.settle()
@@ -70,16 +75,18 @@ def load_from_pb(message: types_pb2.LoadReport) -> Load:
 
 def prefill_timing_to_pb(timing: PrefillTiming) -> types_pb2.PrefillTiming:
     """The first token's time on the prefill instance."""
-    return types_pb2.PrefillTiming(queue_s=timing.queue_s, compute_s=timing.compute_s)
+    return types_pb2.PrefillTiming(
+        **{name: getattr(timing, name) for name in PrefillTiming.__slots__}
+    )
 
 
 def prefill_timing_from_pb(message: types_pb2.PrefillTiming) -> PrefillTiming:
     """The first token's time on the prefill instance."""
     bounds = Bounds()
-    for name in PrefillTiming.__slots__:
+    for name in ("queue_s", "compute_s"):
         seconds(bounds, f"timing.{name}", getattr(message, name), MAX_TIMEOUT_S)
     bounds.settle()
-    return PrefillTiming(queue_s=message.queue_s, compute_s=message.compute_s)
+    return PrefillTiming(**{name: getattr(message, name) for name in PrefillTiming.__slots__})
 
 
 def handoff_timing_to_pb(timing: HandoffTiming) -> types_pb2.HandoffTiming:

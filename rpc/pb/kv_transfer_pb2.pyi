@@ -257,6 +257,7 @@ class FetchEnd(_message.Message):
     SOURCE_TAIL_S_FIELD_NUMBER: _builtins.int
     CREDIT_WAIT_S_FIELD_NUMBER: _builtins.int
     FIRST_SEGMENT_LEAD_S_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     digest: _builtins.int
     """Sum modulo 2^64 of the hashes keyed by (layer, K or V, head, token); any layout computes it."""
     num_segments: _builtins.int
@@ -273,6 +274,10 @@ class FetchEnd(_message.Message):
     """Prefill's clock: after the first token, time with segments to send and no credit; seconds."""
     first_segment_lead_s: _builtins.float
     """Prefill's clock: how long before the first token the first segment left; 0 if after; seconds."""
+    @_builtins.property
+    def logprobs(self) -> _types_pb2.TokenLogprobs:
+        """Of the first token; present when they were asked for."""
+
     def __init__(
         self,
         *,
@@ -284,10 +289,11 @@ class FetchEnd(_message.Message):
         source_tail_s: _builtins.float = ...,
         credit_wait_s: _builtins.float = ...,
         first_segment_lead_s: _builtins.float = ...,
+        logprobs: _types_pb2.TokenLogprobs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_wait_s", b"credit_wait_s", "digest", b"digest", "finish_reason", b"finish_reason", "first_segment_lead_s", b"first_segment_lead_s", "num_segments", b"num_segments", "position", b"position", "source_tail_s", b"source_tail_s", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_wait_s", b"credit_wait_s", "digest", b"digest", "finish_reason", b"finish_reason", "first_segment_lead_s", b"first_segment_lead_s", "logprobs", b"logprobs", "num_segments", b"num_segments", "position", b"position", "source_tail_s", b"source_tail_s", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -100,6 +100,8 @@ class WorkRequest(_message.Message):
     CHILD_INDEX_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     handoff_id: _builtins.str
     """Unique per request and choice; the same over all attempts; up to 160 characters."""
     router_id: _builtins.str
@@ -110,6 +112,12 @@ class WorkRequest(_message.Message):
     """From this call's arrival to the moment the request must have ended; seconds, above 0."""
     fingerprint: _builtins.str
     """Only instances of this fingerprint may serve it."""
+    tenant: _builtins.str
+    """Whose request it is: shares no prefix cache with others, and its share of the instance is
+    fair; up to 64 characters of [A-Za-z0-9._:-]; may be empty.
+    """
+    priority: _builtins.int
+    """Higher goes first; -10 to 10. Waiting raises it."""
     @_builtins.property
     def fence(self) -> _types_pb2.Fence:
         """Attempt that this belongs to."""
@@ -143,10 +151,12 @@ class WorkRequest(_message.Message):
         child_index: _builtins.int = ...,
         timeout_s: _builtins.float = ...,
         fingerprint: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "sampling", b"sampling", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_index", b"child_index", "fence", b"fence", "fingerprint", b"fingerprint", "handoff_id", b"handoff_id", "output_token_ids", b"output_token_ids", "prompt_token_ids", b"prompt_token_ids", "router_id", b"router_id", "sampling", b"sampling", "stop", b"stop", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_index", b"child_index", "fence", b"fence", "fingerprint", b"fingerprint", "handoff_id", b"handoff_id", "output_token_ids", b"output_token_ids", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "router_id", b"router_id", "sampling", b"sampling", "stop", b"stop", "tenant", b"tenant", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -212,6 +222,7 @@ class PrefillToken(_message.Message):
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Its index among the output tokens; the number of forced tokens."""
     token_id: _builtins.int
@@ -222,6 +233,10 @@ class PrefillToken(_message.Message):
     def timing(self) -> _types_pb2.PrefillTiming:
         """Where the time went."""
 
+    @_builtins.property
+    def logprobs(self) -> _types_pb2.TokenLogprobs:
+        """Present when they were asked for."""
+
     def __init__(
         self,
         *,
@@ -229,10 +244,11 @@ class PrefillToken(_message.Message):
         token_id: _builtins.int = ...,
         finish_reason: _types_pb2.FinishReason.ValueType = ...,
         timing: _types_pb2.PrefillTiming | None = ...,
+        logprobs: _types_pb2.TokenLogprobs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "position", b"position", "timing", b"timing", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "logprobs", b"logprobs", "position", b"position", "timing", b"timing", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -516,10 +532,13 @@ class SubscribeRequest(_message.Message):
     ROUTER_ID_FIELD_NUMBER: _builtins.int
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     ACKS_FIELD_NUMBER: _builtins.int
+    WANTS_KV_EVENTS_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """Only in the first message."""
     protocol_version: _builtins.int
     """Only in the first message; must equal the worker's."""
+    wants_kv_events: _builtins.bool
+    """Only in the first message: send KvEvents too."""
     @_builtins.property
     def acks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ack]:
         """Cumulative positions; at most 65,536."""
@@ -530,10 +549,11 @@ class SubscribeRequest(_message.Message):
         router_id: _builtins.str = ...,
         protocol_version: _builtins.int = ...,
         acks: _abc.Iterable[Global___Ack] | None = ...,
+        wants_kv_events: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "protocol_version", b"protocol_version", "router_id", b"router_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "protocol_version", b"protocol_version", "router_id", b"router_id", "wants_kv_events", b"wants_kv_events"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -555,6 +575,7 @@ class Output(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     ERROR_STATUS_FIELD_NUMBER: _builtins.int
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     handoff_id: _builtins.str
     """Which handoff."""
     first_position: _builtins.int
@@ -581,6 +602,10 @@ class Output(_message.Message):
     def timing(self) -> _types_pb2.HandoffTiming:
         """Set once, with the first decode step's token."""
 
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]:
+        """Of `token_ids`, one by one; empty unless they were asked for."""
+
     def __init__(
         self,
         *,
@@ -594,14 +619,51 @@ class Output(_message.Message):
         timing: _types_pb2.HandoffTiming | None = ...,
         error_status: _builtins.str = ...,
         error_message: _builtins.str = ...,
+        logprobs: _abc.Iterable[_types_pb2.TokenLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "error_message", b"error_message", "error_status", b"error_status", "fence", b"fence", "finish_reason", b"finish_reason", "first_position", b"first_position", "handoff_id", b"handoff_id", "kv_lost", b"kv_lost", "timing", b"timing", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "error_message", b"error_message", "error_status", b"error_status", "fence", b"fence", "finish_reason", b"finish_reason", "first_position", b"first_position", "handoff_id", b"handoff_id", "kv_lost", b"kv_lost", "logprobs", b"logprobs", "timing", b"timing", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Output: _TypeAlias = Output  # noqa: Y015
+
+@_typing.final
+class KvEvents(_message.Message):
+    """What the prefix cache of an instance holds. A hash names a block with all tokens before it; it
+    is keyed with the cluster's key and the tenant, so that only the cluster can compute it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    is_snapshot: _builtins.bool
+    """Forget what was told before: `stored` is all there is now."""
+    @_builtins.property
+    def stored(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """First 64 bits of the hashes of blocks that can be hit from now on."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of blocks that cannot any more."""
+
+    def __init__(
+        self,
+        *,
+        is_snapshot: _builtins.bool = ...,
+        stored: _abc.Iterable[_builtins.int] | None = ...,
+        removed: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_snapshot", b"is_snapshot", "removed", b"removed", "stored", b"stored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvEvents: _TypeAlias = KvEvents  # noqa: Y015
 
 @_typing.final
 class TokenFrame(_message.Message):
@@ -611,6 +673,7 @@ class TokenFrame(_message.Message):
 
     OUTPUTS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    KV_EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Output]:
         """In no particular order; at most one per request."""
@@ -619,15 +682,20 @@ class TokenFrame(_message.Message):
     def load(self) -> _types_pb2.LoadReport:
         """The instance's load now."""
 
+    @_builtins.property
+    def kv_events(self) -> Global___KvEvents:
+        """Changes since the last frame, if they are wanted."""
+
     def __init__(
         self,
         *,
         outputs: _abc.Iterable[Global___Output] | None = ...,
         load: _types_pb2.LoadReport | None = ...,
+        kv_events: Global___KvEvents | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kv_events", b"kv_events", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "outputs", b"outputs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_events", b"kv_events", "load", b"load", "outputs", b"outputs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

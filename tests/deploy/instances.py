@@ -36,9 +36,7 @@ WAIT_S = 10.0
 ROUTER_ID = RouterId("router-0")
 CONFIG = Config(
     engine=EngineConfig(num_blocks=64, block_size=4),
-    worker=WorkerConfig(
-        prefill_step_tokens=8, decode_side_step_tokens=4, router_grace_s=0.1, beat_s=0.2
-    ),
+    worker=WorkerConfig(prefill_step_tokens=8, mixed_step_tokens=4, router_grace_s=0.1, beat_s=0.2),
     handoff=HandoffConfig(lease_ttl_s=1.0, unknown_handoff_wait_s=1.0, retarget_wait_s=2.0),
 )
 

@@ -57,7 +57,7 @@ def tiny_pair(tiny_dir: Path) -> Iterator[RunningCluster]:
 def tiny_pools(tiny_dir: Path) -> Iterator[RunningCluster]:
     """Two prefill, two decode, the tiny model, in steps so small that there is time to die."""
     spec = cluster_spec(tiny_dir, num_prefill=2, num_decode=2)
-    worker = replace(spec.config.worker, prefill_step_tokens=4, decode_side_step_tokens=4)
+    worker = replace(spec.config.worker, prefill_step_tokens=4, mixed_step_tokens=4)
     with running(replace(spec, config=replace(spec.config, worker=worker))) as cluster:
         yield cluster
 

@@ -44,7 +44,7 @@ class Rig:
                 clock=self.clock,
                 work=asyncio.Event(),
                 budget=RoleBudget(
-                    alone_step_tokens=8, beside_step_tokens=4, prompt_share=prompt_share
+                    alone_step_tokens=8, mixed_step_tokens=4, prompt_share=prompt_share
                 ),
                 max_queued=8,
                 handoff=handoff,

@@ -20,15 +20,16 @@ from worker_host.lag import SAMPLE_EVERY_S, LagMonitor
 from worker_host.role import budget_of
 from worker_host.watchdog import STEP_TIMEOUT_S, Watchdog
 
-WORKER = WorkerConfig(prefill_step_tokens=256, decode_side_step_tokens=64)
+WORKER = WorkerConfig(prefill_step_tokens=256, mixed_step_tokens=64)
 BUDGETS = [
     # role          running  tokens  share of 100 blocks
     (Role.PREFILL, 0, 256, 100),
-    (Role.PREFILL, 9, 256, 100),
+    (Role.PREFILL, 9, 247, 100),
     (Role.DECODE, 0, 256, 50),
-    (Role.DECODE, 1, 64, 50),
+    (Role.DECODE, 1, 63, 50),
     (Role.MIXED, 0, 256, 50),
-    (Role.MIXED, 9, 64, 50),
+    (Role.MIXED, 9, 55, 50),
+    (Role.MIXED, 64, 4, 50),
 ]
 
 
