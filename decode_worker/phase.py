@@ -62,7 +62,7 @@ class DecodePhase:
         self._scheduler.leave(answer)
         block_ids, answer.block_ids = answer.block_ids, []
         pins, answer.pins = answer.pins, []
-        self._blocks.release(block_ids)
+        self._blocks.release(block_ids, BlockState.OWNED)
         self._holds.let_go(pins)
         self._work.set()
 

@@ -164,7 +164,9 @@ class Sink:
         return self._advance(SinkEvent.EXPIRE) and self._give_back()
 
     def _give_back(self) -> bool:
-        self.blocks.release(self.hand_over())
+        is_committed = bool(self.num_commits)
+        held_as = BlockState.OWNED if is_committed else BlockState.INCOMING
+        self.blocks.release(self.hand_over(), held_as)
         return True
 
     def _fits(self, piece: KvRange) -> bool:

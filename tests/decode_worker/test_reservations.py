@@ -68,7 +68,7 @@ async def test_the_first_waits_and_so_do_those_behind() -> None:
     large, small = rig.sink(6), rig.sink(1)
     async with rig.waiting(large, small):
         assert granted(large, small) == [0, 0]
-        rig.blocks.release(held)
+        rig.blocks.release(held, BlockState.OWNED)
         await settle()
         assert granted(large, small) == [6, 1]
 

@@ -164,7 +164,7 @@ class Instance:
         ids = sink.hand_over()
         layers, tokens = range(self.layout.num_layers), range(sink.num_tokens)
         kv = bytes(self.store.gather(layers, ids, tokens))
-        self.blocks.release(ids)
+        self.blocks.release(ids, BlockState.OWNED)
         return kv
 
     def assert_no_leak(self) -> None:

@@ -54,7 +54,7 @@ class Batch:
         next_position = job.first_position + len(job.tokens)
         if next_position >= job.spec.num_output_tokens:
             # Done: only what must be replayed is kept.
-            self._node.blocks.release(job.block_ids)
+            self._node.blocks.release(job.block_ids, BlockState.OWNED)
             job.block_ids = ()
             return None
         if not self._grow(job, job.spec.num_prompt_tokens + next_position):

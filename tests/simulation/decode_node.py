@@ -122,7 +122,7 @@ class DecodeNode(Node):
         is_new = job.sink.stop()
         if is_new:
             self.fetching.close(job)
-            self.blocks.release(job.block_ids)
+            self.blocks.release(job.block_ids, BlockState.OWNED)
             job.block_ids = ()
             self._bury(job)
         return is_new

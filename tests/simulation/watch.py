@@ -36,10 +36,10 @@ class WatchedAllocator(BlockAllocator):
         self.memory.poison(block_ids)
         return block_ids
 
-    def release(self, block_ids: Sequence[int]) -> None:
+    def release(self, block_ids: Sequence[int], held_as: BlockState) -> None:
         """No block becomes free while a thread touches it."""
         num_free = self.num_free
-        super().release(block_ids)
+        super().release(block_ids, held_as)
         self._changed.add(self)
         num_idle = sum(not self._num_threads[i] for i in block_ids)
         if self.num_free - num_free > num_idle:

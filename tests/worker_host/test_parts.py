@@ -77,7 +77,7 @@ def test_listeners_hear_of_freed_blocks_only() -> None:
     blocks.on_freed(lambda: heard.append(blocks.num_free))
     ids = blocks.allocate(2, BlockState.OWNED)
     pin = blocks.pin(ids[:1])
-    blocks.release(ids)
+    blocks.release(ids, BlockState.OWNED)
     blocks.unpin(pin)
     assert heard == [3, 4]
 
@@ -87,7 +87,7 @@ def test_holds_outlast_the_running_step_only() -> None:
     holds = StepHolds(blocks)
     ids = blocks.allocate(2, BlockState.OWNED)
     pins = [holds.hold(ids[:1]), holds.hold(ids[1:])]
-    blocks.release(ids)
+    blocks.release(ids, BlockState.OWNED)
     holds.let_go(pins[:1])
     assert blocks.num_free == 1
     holds.step_begins()

@@ -136,7 +136,7 @@ async def test_blocks_of_a_running_step_are_freed_when_it_returned() -> None:
     async with rig.running(), asyncio.timeout(WAIT_S):
         with rig.runner.holding():
             await rig.runner.held()
-            rig.blocks.release(block_ids)
+            rig.blocks.release(block_ids, BlockState.OWNED)
             rig.holds.let_go([pin])
             assert rig.blocks.allocator.counts()[BlockState.QUARANTINED] == 1
         await rig.first.absorbed.wait()
