@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-NAMES = ("smoke",)
+NAMES = ("smoke", "engine")
 
 app = typer.Typer(add_completion=False, help="Measure Baton's claims, baselines in the same run.")
 

@@ -2,27 +2,22 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import grpc.aio
 import psutil
 
-from bench.processes import Service, service
+from bench.processes import running
 from core.blocks import IDLE_STATES
 from core.clock import MonotonicClock
-from core.config import Config, RouterConfig
-from core.ids import Fingerprint, HandoffId, InstanceId, RouterId
+from core.ids import Fingerprint, HandoffId, RouterId
 from core.member import Role
 from core.request import Fence, SamplingParams, StopParams
 from core.work import PROTOCOL_VERSION, WorkRequest
-from deploy.cluster import await_connected
-from deploy.instance import InstanceSpec
-from registry.embedded import EmbeddedValkey
 from router.client import AsyncClient
-from router.server import RouterSpec
 from rpc.convert import work_to_pb
 from rpc.dial import dial
 from rpc.kv_wire import FetchFrame, fetch_call
@@ -39,7 +34,6 @@ from rpc.pb import (
 T = TypeVar("T")
 
 CALL_TIMEOUT_S = 60.0
-DRAIN_S = 2.0
 PROBE_S = 0.02
 """Between two looks at an instance's books: what is timed so reads up to this much too long.
 Looking every 2 ms made decode steps of 51 ms last 88 ms, every 20 ms 59 ms."""
@@ -180,53 +174,10 @@ def _num_held(status: cluster_pb2.InstanceStatus) -> int:
 @asynccontextmanager
 async def running_pair(model_dir: Path) -> AsyncIterator[Pair]:
     """Start everything; stop it when the block ends."""
-    async with AsyncExitStack() as stack:
-        url = (await stack.enter_async_context(EmbeddedValkey())).url
-
-        def start(module: str, spec: InstanceSpec | RouterSpec) -> Service:
-            return stack.enter_context(service(module, spec.to_json()))
-
-        prefill, decode = (
-            start(
-                "deploy.instance",
-                InstanceSpec(
-                    instance_id=InstanceId(f"{role}-0"),
-                    role=role,
-                    model_dir=model_dir,
-                    config=Config(),
-                    registry_url=url,
-                    cluster="bench",
-                    drain_s=DRAIN_S,
-                ),
-            )
-            for role in (Role.PREFILL, Role.DECODE)
-        )
-        router = start(
-            "router.server",
-            RouterSpec(
-                router_id=RouterId("router-0"),
-                model_dir=model_dir,
-                registry_url=url,
-                cluster="bench",
-                config=RouterConfig(),
-                drain_s=DRAIN_S,
-            ),
-        )
-        await await_connected(router.address, 2)
-        client = await stack.enter_async_context(AsyncClient([router.address]))
-        channels = [await stack.enter_async_context(dial(s.address)) for s in (prefill, decode)]
+    async with running(model_dir, (Role.PREFILL, Role.DECODE)) as cluster:
+        prefill, decode = cluster.channels
         pair = Pair(
-            client=client,
-            prefill=channels[0],
-            decode=channels[1],
-            fingerprint="",
-            pids=[s.process.pid for s in (prefill, decode, router)],
+            client=cluster.client, prefill=prefill, decode=decode, fingerprint="", pids=cluster.pids
         )
-        fingerprint = (await pair.books(pair.prefill)).fingerprint
-        yield Pair(
-            client=client,
-            prefill=channels[0],
-            decode=channels[1],
-            fingerprint=fingerprint,
-            pids=pair.pids,
-        )
+        fingerprint = (await pair.books(prefill)).fingerprint
+        yield replace(pair, fingerprint=fingerprint)

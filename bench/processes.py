@@ -3,13 +3,28 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, cast
+
+import grpc.aio
+
+from core.config import Config
+from core.ids import InstanceId, RouterId
+from core.member import Role
+from deploy.cluster import await_connected
+from deploy.instance import InstanceSpec
+from registry.embedded import EmbeddedValkey
+from router.client import AsyncClient
+from router.spec import RouterSpec
+from rpc.dial import dial
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
+DRAIN_S = 2.0
+CLUSTER = "bench"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +58,54 @@ def service(module: str, spec_json: str) -> Iterator[Service]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(STOP_TIMEOUT_S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processes:
+    """Running instances and one router."""
+
+    client: AsyncClient
+    channels: Sequence[grpc.aio.Channel]
+    """To the instances, in the order asked for."""
+    pids: Sequence[int]
+    """Of the instances, in that order, then of the router."""
+
+
+@asynccontextmanager
+async def running(
+    model_dir: Path, roles: Sequence[Role], config: Config | None = None
+) -> AsyncIterator[Processes]:
+    """Start one instance of each role and a router; stop them when the block ends."""
+    config = config or Config()
+    async with AsyncExitStack() as stack:
+        url = (await stack.enter_async_context(EmbeddedValkey())).url
+        specs = [
+            InstanceSpec(
+                instance_id=InstanceId(f"{role}-{index}"),
+                role=role,
+                model_dir=model_dir,
+                config=config,
+                registry_url=url,
+                cluster=CLUSTER,
+                drain_s=DRAIN_S,
+            )
+            for index, role in enumerate(roles)
+        ]
+        instances = [
+            stack.enter_context(service("deploy.instance", spec.to_json())) for spec in specs
+        ]
+        router_spec = RouterSpec(
+            router_id=RouterId("router-0"),
+            model_dir=model_dir,
+            registry_url=url,
+            cluster=CLUSTER,
+            config=config.router,
+            drain_s=DRAIN_S,
+        )
+        router = stack.enter_context(service("router.server", router_spec.to_json()))
+        await await_connected(router.address, len(instances))
+        yield Processes(
+            client=await stack.enter_async_context(AsyncClient([router.address])),
+            channels=[await stack.enter_async_context(dial(i.address)) for i in instances],
+            pids=[process.process.pid for process in (*instances, router)],
+        )

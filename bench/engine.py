@@ -1,0 +1,262 @@
+"""What an instance promises of its steps: no stalls beside long prompts, no starved tenant.
+
+Workload, seeds and bars are fixed here. *Stall-free*: one mixed instance (SmolLM2, float32, one
+thread, a budget of 64 tokens per step); 8 answers are written while 6 prompts of 1,024 tokens
+arrive, each when the one before has its answer of 8 tokens. The baseline, in the same run and
+before: the median of a step that holds those 8 answers and the last chunk of such a prompt.
+*Fairness*: a mixed instance with 4 places in its batch; one tenant keeps 40 requests in flight, the
+other 4, of 64 prompt and 32 output tokens, for 45 s.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from bench.processes import running
+from bench.report import Bar, Figure, Report, figure
+from core.clock import MonotonicClock
+from core.config import Config, EngineConfig, RouterConfig, WorkerConfig
+from core.member import Role
+from core.request import SamplingParams, StopParams
+from deploy.default_model import fetch_default_model
+from engine.batch import BatchEntry, SampleSpec
+from engine.model import load_model
+from engine.runner import Runner
+from router.client import AsyncClient
+from router.events import Delta
+
+Progress = Callable[[str], None]
+
+SEED = 20_262
+VOCABULARY = range(1000, 40_000)
+TIMEOUT_S = 300.0
+QUICK = 3
+"""--quick divides repetitions and durations by this."""
+
+STEP_TOKENS = 64
+NUM_ANSWERS = 8
+ANSWER_PROMPT_TOKENS = 64
+PROMPT_TOKENS = 1024
+PROMPT_ANSWER_TOKENS = 8
+NUM_PROMPTS = 6
+NUM_BASELINE_STEPS = 12
+MAX_STALL = 1.3
+"""Of the budget's step time: the longest gap between two tokens of an answer."""
+
+FLOOD, TRICKLE = 40, 4
+"""Requests that the two tenants keep in flight."""
+FAIR_PROMPT_TOKENS, FAIR_ANSWER_TOKENS = 64, 32
+FAIR_PLACES = 4
+FAIR_S = 45.0
+MAX_UNFAIRNESS = 1.3
+"""Served tokens of one tenant against the other's, while both have work."""
+
+clock = MonotonicClock()
+
+
+def measure(*, quick: bool, on_progress: Progress) -> Report:
+    """Run everything; see the module's text."""
+    return asyncio.run(_measure(QUICK if quick else 1, on_progress))
+
+
+async def _measure(divisor: int, on_progress: Progress) -> Report:
+    model_dir = fetch_default_model()
+    rng = random.Random(SEED)
+    on_progress("a step of the whole budget")
+    step = await asyncio.to_thread(_budget_step, model_dir, rng)
+    on_progress("answers beside long prompts")
+    gaps, gap_bars = await _stalls(model_dir, rng, NUM_PROMPTS // divisor, step)
+    on_progress("two tenants")
+    served, served_bars = await _fairness(model_dir, rng, FAIR_S / divisor)
+    return Report(name="engine", figures=(step, *gaps, *served), bars=(*gap_bars, *served_bars))
+
+
+# --- stalls -----------------------------------------------------------------------------------
+
+
+def _budget_step(model_dir: Path, rng: random.Random) -> Figure:
+    """The baseline: the step that takes longest, computed alone."""
+    block_size, num_blocks = EngineConfig().block_size, 256
+    runner = Runner(
+        load_model(model_dir), num_blocks=num_blocks, block_size=block_size, num_threads=1
+    )
+    table_size = PROMPT_TOKENS // block_size
+    tables = [tuple(range(table_size))]
+    answer_blocks = -(-2 * ANSWER_PROMPT_TOKENS // block_size)
+    for index in range(NUM_ANSWERS):
+        first = table_size + index * answer_blocks
+        tables.append(tuple(range(first, first + answer_blocks)))
+    chunk_tokens = STEP_TOKENS - NUM_ANSWERS
+    entries = [_entry(rng, PROMPT_TOKENS - chunk_tokens, chunk_tokens, tables[0])]
+    entries += [_entry(rng, ANSWER_PROMPT_TOKENS, 1, table) for table in tables[1:]]
+    runner.step(entries)
+    times_s = [runner.step(entries).compute_s for _ in range(NUM_BASELINE_STEPS)]
+    return figure(f"step of {STEP_TOKENS} tokens, alone (baseline)", times_s, "s")
+
+
+def _entry(rng: random.Random, start: int, num: int, block_ids: tuple[int, ...]) -> BatchEntry:
+    return BatchEntry(
+        key=f"{block_ids[0]}",
+        token_ids=_prompt(rng, num),
+        start=start,
+        block_ids=block_ids,
+        sample=SampleSpec(
+            sampling=SamplingParams(temperature=0),
+            stop=StopParams(max_tokens=2),
+            child_index=0,
+            prompt_token_ids=(),
+            output_token_ids=(),
+        ),
+    )
+
+
+async def _stalls(
+    model_dir: Path, rng: random.Random, num_prompts: int, step: Figure
+) -> tuple[list[Figure], list[Bar]]:
+    config = Config(worker=WorkerConfig(mixed_step_tokens=STEP_TOKENS))
+    async with running(model_dir, [Role.MIXED], config) as cluster:
+        async with _writing(cluster.client, rng) as answers:
+            ttfts_s = []
+            started_s = clock.now_s()
+            for _ in range(num_prompts):
+                asked_s = clock.now_s()
+                prompt = _prompt(rng, PROMPT_TOKENS)
+                moments_s = await _moments(cluster.client, prompt, PROMPT_ANSWER_TOKENS)
+                ttfts_s.append(moments_s[0] - asked_s)
+            ended_s = clock.now_s()
+    gaps_s = [
+        after_s - before_s
+        for moments_s in answers
+        for before_s, after_s in pairwise(moments_s)
+        if started_s <= before_s and after_s <= ended_s
+    ]
+    gaps = figure(f"gap between tokens while {PROMPT_TOKENS}-token prompts arrive", gaps_s, "s")
+    ttft = figure(f"TTFT of those prompts beside {NUM_ANSWERS} answers", ttfts_s, "s")
+    name = f"longest gap ≤ {MAX_STALL:g} × the budget's step"
+    bar = Bar(name=name, value=max(gaps_s), bound=MAX_STALL * step.median, unit="s")
+    return [gaps, ttft], [bar]
+
+
+@asynccontextmanager
+async def _writing(client: AsyncClient, rng: random.Random) -> AsyncIterator[list[list[float]]]:
+    """Answers under way, all past their first tokens; when their tokens came."""
+    answers: list[list[float]] = [[] for _ in range(NUM_ANSWERS)]
+    begun = asyncio.Event()
+
+    def on_token() -> None:
+        if all(len(moments_s) > 2 for moments_s in answers):
+            begun.set()
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(_write(client, _prompt(rng, ANSWER_PROMPT_TOKENS), moments, on_token))
+            for moments in answers
+        ]
+        async with asyncio.timeout(TIMEOUT_S):
+            await begun.wait()
+        yield answers
+        for task in tasks:
+            task.cancel()
+
+
+async def _write(
+    client: AsyncClient,
+    prompt: tuple[int, ...],
+    moments_s: list[float],
+    on_token: Callable[[], None],
+) -> None:
+    """An answer as long as the bench may take; cancelled at its end."""
+    async for event in client.generate(
+        token_ids=prompt, max_tokens=4000, temperature=0.0, ignore_eos=True, timeout_s=TIMEOUT_S
+    ):
+        if isinstance(event, Delta):
+            moments_s += [clock.now_s()] * len(event.token_ids)
+            on_token()
+
+
+async def _moments(client: AsyncClient, prompt: tuple[int, ...], max_tokens: int) -> list[float]:
+    moments_s: list[float] = []
+    async for event in client.generate(
+        token_ids=prompt,
+        max_tokens=max_tokens,
+        temperature=0.0,
+        ignore_eos=True,
+        timeout_s=TIMEOUT_S,
+    ):
+        if isinstance(event, Delta):
+            moments_s += [clock.now_s()] * len(event.token_ids)
+    return moments_s
+
+
+# --- fairness ---------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Tenant:
+    """One side of the contest."""
+
+    name: str
+    num_in_flight: int
+    moments_s: list[float] = field(default_factory=list)
+    """Of every output token."""
+
+    def served(self, since_s: float, until_s: float) -> int:
+        """Output tokens in a span."""
+        return sum(since_s <= moment_s < until_s for moment_s in self.moments_s)
+
+
+async def _fairness(
+    model_dir: Path, rng: random.Random, duration_s: float
+) -> tuple[list[Figure], list[Bar]]:
+    config = Config(
+        worker=WorkerConfig(max_running=FAIR_PLACES),
+        router=RouterConfig(max_running=2 * FAIR_PLACES),
+    )
+    tenants = [Tenant("flood", FLOOD), Tenant("trickle", TRICKLE)]
+    async with running(model_dir, [Role.MIXED], config) as cluster:
+        started_s = clock.now_s()
+        await _contest(cluster.client, rng, tenants, duration_s)
+    # The first quarter is for the queues to fill.
+    since_s, until_s = started_s + duration_s / 4, started_s + duration_s
+    rates = [tenant.served(since_s, until_s) / (until_s - since_s) for tenant in tenants]
+    figures = [
+        figure(f"output tokens of the tenant with {tenant.num_in_flight} requests", [rate], "/s")
+        for tenant, rate in zip(tenants, rates, strict=True)
+    ]
+    ratio = max(rates) / max(min(rates), 1e-9)
+    name = f"{FLOOD} requests against {TRICKLE}: served tokens, one tenant to the other"
+    return figures, [Bar(name=name, value=ratio, bound=MAX_UNFAIRNESS, unit="×")]
+
+
+async def _contest(
+    client: AsyncClient, rng: random.Random, tenants: Sequence[Tenant], duration_s: float
+) -> None:
+    try:
+        async with asyncio.timeout(duration_s), asyncio.TaskGroup() as group:
+            for tenant in tenants:
+                for _ in range(tenant.num_in_flight):
+                    group.create_task(_ask_on(client, rng, tenant))
+    except TimeoutError:
+        pass
+
+
+async def _ask_on(client: AsyncClient, rng: random.Random, tenant: Tenant) -> None:
+    while True:
+        async for event in client.generate(
+            token_ids=_prompt(rng, FAIR_PROMPT_TOKENS),
+            max_tokens=FAIR_ANSWER_TOKENS,
+            temperature=0.0,
+            ignore_eos=True,
+            timeout_s=TIMEOUT_S,
+            tenant=tenant.name,
+        ):
+            if isinstance(event, Delta):
+                tenant.moments_s += [clock.now_s()] * len(event.token_ids)
+
+
+def _prompt(rng: random.Random, num_tokens: int) -> tuple[int, ...]:
+    return tuple(rng.choice(VOCABULARY) for _ in range(num_tokens))
