@@ -118,16 +118,18 @@ async def _stalls(
     model_dir: Path, rng: random.Random, num_prompts: int, step: Figure
 ) -> tuple[list[Figure], list[Bar]]:
     config = Config(worker=WorkerConfig(mixed_step_tokens=STEP_TOKENS))
-    async with running(model_dir, [Role.MIXED], config) as cluster:
-        async with _writing(cluster.client, rng) as answers:
-            ttfts_s = []
-            started_s = clock.now_s()
-            for _ in range(num_prompts):
-                asked_s = clock.now_s()
-                prompt = _prompt(rng, PROMPT_TOKENS)
-                moments_s = await _moments(cluster.client, prompt, PROMPT_ANSWER_TOKENS)
-                ttfts_s.append(moments_s[0] - asked_s)
-            ended_s = clock.now_s()
+    async with (
+        running(model_dir, [Role.MIXED], config) as cluster,
+        _writing(cluster.client, rng) as answers,
+    ):
+        ttfts_s = []
+        started_s = clock.now_s()
+        for _ in range(num_prompts):
+            asked_s = clock.now_s()
+            prompt = _prompt(rng, PROMPT_TOKENS)
+            moments_s = await _moments(cluster.client, prompt, PROMPT_ANSWER_TOKENS)
+            ttfts_s.append(moments_s[0] - asked_s)
+        ended_s = clock.now_s()
     gaps_s = [
         after_s - before_s
         for moments_s in answers

@@ -19,7 +19,6 @@ from core.request import Fence, SamplingParams, StopParams
 from core.work import PROTOCOL_VERSION, WorkRequest
 from router.client import AsyncClient
 from rpc.convert import work_to_pb
-from rpc.dial import dial
 from rpc.kv_wire import FetchFrame, fetch_call
 from rpc.pb import (
     cluster_pb2,
