@@ -149,6 +149,15 @@ class SourceBook:
         if (entry := self._entry(source)) is not None:
             self._end(entry, outcome)
 
+    def hand_over(self, source: Source) -> tuple[int, ...]:
+        """The blocks of a lease, to a decode in this very instance. Raises UnknownRequest when it
+        has ended, WrongState before it is computed."""
+        if (entry := self._entry(source)) is None:
+            raise UnknownRequest(f"{source.handoff_id}: the lease has ended")
+        block_ids = source.hand_over()
+        self._forget_if_ended(entry)
+        return block_ids
+
     # --- the readers
 
     @contextmanager

@@ -131,6 +131,15 @@ class Sink:
         self.blocks.move(self.block_ids, BlockState.INCOMING, BlockState.OWNED)
         return True
 
+    def adopt(self, block_ids: Sequence[int], num_tokens: int) -> None:
+        """The prefill ran in this very instance: its OWNED blocks are this handoff's as they are.
+        What an earlier attempt had reserved elsewhere is given back."""
+        for event in (SinkEvent.ANNOUNCE, SinkEvent.RESERVE, SinkEvent.COMPLETE):
+            self._advance(event)
+        self.blocks.release(self.hand_over(), BlockState.INCOMING)
+        self.block_ids, self.num_tokens = tuple(block_ids), num_tokens
+        self.num_commits += 1
+
     def hand_over(self) -> tuple[int, ...]:
         """The reserved blocks, in token order, to whoever owns them next; once."""
         held, self.block_ids = self.block_ids, ()
