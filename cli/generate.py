@@ -5,20 +5,20 @@ import json
 import sys
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from cli.fetch import error_console, serve_extra_missing
 from cli.running import find_routers
-from core.errors import BatonError
+from core.errors import BatonError, FieldViolation, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from rich.console import Console
 
-    from router.events import Event, Finished
+    from router.events import Finished
+    from router.progress import Options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,11 @@ class Question:
     max_tokens: int
     temperature: float
     seed: int | None
+    logprobs: int | None
+    json_schema: Path | None
+    regex: str | None
+    tenant: str
+    priority: int
     raw: bool
     json_output: bool
 
@@ -52,16 +57,11 @@ async def _ask(question: Question, console: "Console") -> None:
     from router.events import Accepted, Delta, Finished
 
     prompt = sys.stdin.read() if question.prompt == "-" else question.prompt
+    options = options_of(question)
+    if not question.raw:
+        options["messages"] = [{"role": "user", "content": prompt}]
     async with AsyncClient(find_routers(question.address)) as client:
-        options = {"max_tokens": question.max_tokens, "temperature": question.temperature}
-        if question.seed is not None:
-            options["seed"] = question.seed
-        stream: AsyncGenerator[Event, None]
-        if question.raw:
-            stream = client.generate(prompt, **options)  # type: ignore[arg-type]
-        else:
-            chat = [{"role": "user", "content": prompt}]
-            stream = client.generate(messages=chat, **options)  # type: ignore[arg-type]
+        stream = client.generate(prompt if question.raw else None, **options)
         async with aclosing(stream) as events:
             async for event in events:
                 match event:
@@ -74,6 +74,32 @@ async def _ask(question: Question, console: "Console") -> None:
                         console.print(_summary(event), style="dim")
                     case Accepted():
                         pass
+
+
+def options_of(question: Question) -> "Options":
+    """All but the prompt."""
+    options: Options = {
+        "max_tokens": question.max_tokens,
+        "temperature": question.temperature,
+        "tenant": question.tenant,
+        "priority": question.priority,
+    }
+    if question.seed is not None:
+        options["seed"] = question.seed
+    if question.logprobs is not None:
+        options["logprobs"] = question.logprobs
+    if question.json_schema is not None:
+        options["json_schema"] = _read_text(question.json_schema)
+    if question.regex is not None:
+        options["regex"] = question.regex
+    return options
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest((FieldViolation(str(path), f"must be UTF-8: {error}"),)) from None
 
 
 def _summary(finished: "Finished") -> str:

@@ -54,7 +54,7 @@ class RequestDraft:
     seed: int | None = None
     """None: the router draws one."""
     max_tokens: int | None = None
-    """None: up to the context limit."""
+    """None: the model's default."""
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
@@ -75,6 +75,8 @@ class ModelLimits:
     max_context_tokens: int
     """Prompt and output tokens together; what the smallest instance can hold."""
     eos_token_ids: tuple[int, ...] = ()
+    default_max_tokens: int | None = None
+    """Of an answer whose client names no limit; None: up to the context limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +123,10 @@ def build_request(
 
 def _stop_params(draft: RequestDraft, num_prompt_tokens: int, model: ModelLimits) -> StopParams:
     room = model.max_context_tokens - num_prompt_tokens
+    default = min(room, model.default_max_tokens or room)
     eos = () if draft.ignore_eos else model.eos_token_ids
     return StopParams(
-        max_tokens=room if draft.max_tokens is None else draft.max_tokens,
+        max_tokens=default if draft.max_tokens is None else draft.max_tokens,
         min_tokens=draft.min_tokens,
         stop_token_ids=tuple(dict.fromkeys(draft.stop_token_ids + eos)),
         stop_strings=draft.stop_strings,
@@ -141,7 +144,7 @@ def _refuse(found: Iterator[FieldViolation]) -> None:
 def _draft_violations(draft: RequestDraft, model: ModelLimits) -> Iterator[FieldViolation]:
     yield from _envelope_violations(draft)
     yield from _prompt_violations(draft, model)
-    yield from _sampling_violations(draft.sampling, model.vocab_size)
+    yield from sampling_violations(draft.sampling, model.vocab_size)
     yield from _whole("sampling.seed", draft.seed, 0, limits.MAX_SEED)
     yield from _stop_violations(draft, model)
     yield from _grammar_violations(draft)
@@ -203,7 +206,8 @@ def _chat_violations(chat: Chat) -> Iterator[FieldViolation]:
             yield FieldViolation(f"chat.messages[{i}]", "must be valid Unicode")
 
 
-def _sampling_violations(sampling: SamplingParams, vocab_size: int) -> Iterator[FieldViolation]:
+def sampling_violations(sampling: SamplingParams, vocab_size: int) -> Iterator[FieldViolation]:
+    """Bounds that a client's parameters, or a model's defaults for them, break."""
     closed = {
         "temperature": (0.0, limits.MAX_TEMPERATURE),
         "min_p": (0.0, 1.0),
@@ -254,7 +258,7 @@ def _grammar_violations(draft: RequestDraft) -> Iterator[FieldViolation]:
 def _stop_violations(draft: RequestDraft, model: ModelLimits) -> Iterator[FieldViolation]:
     # Above the context limit it is refused with the prompt's length, where both are named.
     yield from _whole("stop.max_tokens", draft.max_tokens, 1, 2**63 - 1)
-    most = min(draft.max_tokens or model.max_context_tokens, model.max_context_tokens)
+    most = _most_tokens(draft, model)
     if draft.max_tokens is None or draft.max_tokens >= 1:
         yield from _whole("stop.min_tokens", draft.min_tokens, 0, most)
     if len(draft.stop_token_ids) > limits.MAX_STOP_TOKEN_IDS:
@@ -263,6 +267,12 @@ def _stop_violations(draft: RequestDraft, model: ModelLimits) -> Iterator[FieldV
     else:
         yield from _token_violations("stop.stop_token_ids", draft.stop_token_ids, model.vocab_size)
     yield from _stop_string_violations(draft.stop_strings)
+
+
+def _most_tokens(draft: RequestDraft, model: ModelLimits) -> int:
+    """Of an answer, whatever the prompt's length."""
+    limit = model.max_context_tokens
+    return min(draft.max_tokens or model.default_max_tokens or limit, limit)
 
 
 def _stop_string_violations(stop_strings: tuple[str, ...]) -> Iterator[FieldViolation]:
@@ -290,7 +300,7 @@ def _resume_violations(
         yield FieldViolation("sampling.seed", "must be given to resume: the one in `accepted`")
     name = "resume.output_token_ids"
     yield from _token_violations(name, resume.output_token_ids, model.vocab_size)
-    most = min(draft.max_tokens or model.max_context_tokens, model.max_context_tokens)
+    most = _most_tokens(draft, model)
     if len(resume.output_token_ids) > most:
         reason = f"{len(resume.output_token_ids)} tokens, more than the answer's limit of {most}"
         yield FieldViolation(name, reason)

@@ -64,6 +64,8 @@ class Need:
     """None before anything of the request was placed."""
     avoid: frozenset[int] = field(default_factory=frozenset)
     """Rows that failed this request."""
+    prefer: int | None = None
+    """The row that has, or will soon have, the prompt's KV for another choice of the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +113,11 @@ def place(table: Table, need: Need, policy: str, state: PickState) -> Decision:
     chosen = own if own.any() else roomy
     reasons.append(f"{chosen.sum()} {'of the role' if own.any() else 'of another role'}")
     scores = np.where(chosen, score(table, need.phase), np.inf)
-    row = _pick(scores, chosen, policy, state)
-    reasons.append(f"{policy}: score {scores[row]:g}")
+    row, why = _pick(scores, chosen, policy, state), policy
+    if need.prefer is not None and chosen[need.prefer]:
+        # While its queue has room: waiting there costs less than computing the prompt twice.
+        row, why = need.prefer, "preferred"
+    reasons.append(f"{why}: score {scores[row]:g}")
     return Decision(row=row, state=state.next(), reasons=tuple(reasons))
 
 

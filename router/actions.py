@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from core.errors import BatonError
 from core.ids import InstanceId
-from core.request import FinishReason
+from core.request import FinishReason, TokenLogprobs
 from core.timing import HandoffTiming
 from core.work import KvLostReason
 
@@ -70,6 +70,8 @@ class Deliver:
 
     position: int
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of `token_ids`, one by one; empty unless they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ class Output:
     attempt: int
     first_position: int = 0
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """As the worker sent them: the flow looks whether they are as many as they should be."""
     committed: bool = False
     kv_lost: KvLostReason | None = None
     finish_reason: FinishReason | None = None

@@ -1,7 +1,7 @@
 """One choice's answer on its way to the client: text, stop strings, timing, end."""
 
 from core.errors import BatonError
-from core.request import FinishReason, Request
+from core.request import FinishReason, Request, TokenLogprobs
 from router.answer_text import AnswerText, Piece
 from router.events import Delta, Finished
 from router.output import ClientBuffer
@@ -26,22 +26,28 @@ class Answer:
             return False
         piece = self._text.push(resumed_token_ids)
         self._num_tokens = piece.num_tokens
-        self._put((), piece)
+        self._put(piece)
         return piece.matched_stop is not None
 
-    def deliver(self, position: int, token_ids: tuple[int, ...]) -> bool:
+    def deliver(
+        self,
+        position: int,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprobs, ...] = (),
+    ) -> bool:
         """Give new tokens; True when a stop string ends the answer with one of them."""
         assert position == self._num_tokens, "the flow delivers without gaps"
         if self._matched_stop is not None:
             return False
         piece = self._text.push(token_ids)
-        self._put(token_ids[: piece.num_tokens], piece)
+        num_tokens = piece.num_tokens
+        self._put(piece, token_ids[:num_tokens], logprobs[:num_tokens])
         return piece.matched_stop is not None
 
     def finish(self, reason: FinishReason, num_attempts: int) -> None:
         """The answer is complete."""
         if self._matched_stop is None:
-            self._put((), self._text.flush())
+            self._put(self._text.flush())
         self.timeline.num_attempts = num_attempts
         final = FinishReason.STOP if self._matched_stop is not None else reason
         self._buffer.finish(self._choice, self._num_tokens, lambda: self._finished(final))
@@ -50,9 +56,14 @@ class Answer:
         """The answer will not be completed."""
         self._buffer.fail(error)
 
-    def _put(self, token_ids: tuple[int, ...], piece: Piece) -> None:
+    def _put(
+        self,
+        piece: Piece,
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprobs, ...] = (),
+    ) -> None:
         if token_ids or piece.text:
-            delta = Delta(self._choice, self._num_tokens, token_ids, piece.text)
+            delta = Delta(self._choice, self._num_tokens, token_ids, piece.text, logprobs)
             self._buffer.put(self._choice, delta, self.timeline.left)
         self._num_tokens += len(token_ids)
         self._matched_stop = piece.matched_stop or self._matched_stop

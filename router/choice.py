@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from core.errors import BatonError, NoInstance, Saturated
 from core.ids import Fingerprint, InstanceId
@@ -25,6 +26,14 @@ PLACE_RETRY_S = 0.25
 """Without news of the membership: queues drain, and instances that failed once are forgiven."""
 
 
+@dataclass(slots=True, eq=False)
+class Siblings:
+    """What the choices of one request know of each other."""
+
+    prefill_id: InstanceId | None = None
+    """Where one of them was prefilled last: the prompt is in that instance's prefix cache."""
+
+
 class Choice:
     """Walks one flow. The links call it; everything else happens in `run`."""
 
@@ -33,12 +42,14 @@ class Choice:
         request: Request,
         around: Surroundings,
         answer: Answer,
+        siblings: Siblings,
         *,
         num_attempts_before: int = 0,
     ) -> None:
         self._request = request
         self._around = around
         self._answer = answer
+        self._siblings = siblings
         self._flow = Flow(
             request,
             max_attempts=around.max_attempts,
@@ -135,7 +146,7 @@ class Choice:
         logger.debug("do handoff_id=%s %s", self._request.handoff_id, type(action).__name__)
         match action:
             case Deliver():
-                if self._answer.deliver(action.position, action.token_ids):
+                if self._answer.deliver(action.position, action.token_ids, action.logprobs):
                     self._due.extend(self._flow.stop_matched())
             case Finish():
                 self._answer.finish(action.reason, self._flow.num_attempts)
@@ -171,6 +182,7 @@ class Choice:
             return bool(self._due)
         self._give_up_at_s = None
         names = {phase: link.member.instance_id for phase, link in found.items()}
+        self._siblings.prefill_id = names.get(Phase.PREFILL, self._siblings.prefill_id)
         self._fingerprint = next(iter(found.values())).member.fingerprint
         self._due.extend(self._flow.placed(names.get(Phase.PREFILL), names.get(Phase.DECODE)))
         logger.info(
@@ -191,6 +203,7 @@ class Choice:
             fingerprint=self._fingerprint,
             avoid=frozenset(self._flow.avoid),
             source_id=self._flow.prefill.instance_id if self._flow.prefill else None,
+            prefer_id=self._siblings.prefill_id,
         )
 
     def _wait_for_place(self, error: NoInstance | Saturated) -> None:

@@ -17,6 +17,7 @@ import grpc.aio
 
 from core.clock import Clock, MonotonicClock
 from core.errors import Cancelled, ConfigError, DeadlinePassed, Draining, PeerLost
+from core.request import TokenLogprobs
 from router.events import Delta, Event, Finished
 from router.progress import Options, Progress, build_message
 from router.wire import event_from_pb
@@ -46,6 +47,8 @@ class Completion:
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    """Of `token_ids`, one by one; empty unless they were asked for."""
     finished: Finished
 
 
@@ -210,5 +213,6 @@ def _completions(events: Sequence[Event]) -> Iterator[Completion]:
         yield Completion(
             text="".join(delta.text for delta in deltas),
             token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+            logprobs=tuple(token for delta in deltas for token in delta.logprobs),
             finished=end,
         )

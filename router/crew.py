@@ -22,7 +22,7 @@ from router.flow import Flow
 from router.link import Health, InstanceLink, Reader
 from router.surroundings import Surroundings
 from router.timeline import Timeline
-from rpc.convert import finish_reason_from_pb
+from rpc.convert import finish_reason_from_pb, logprobs_from_pb
 from rpc.convert_report import prefill_timing_from_pb
 from rpc.pb import workers_pb2
 
@@ -109,15 +109,20 @@ class Crew:
     def _take_prefill_event(self, action: StartPrefill, event: workers_pb2.PrefillEvent) -> None:
         which = event.WhichOneof("event")
         if which == "token":
-            token = event.token
-            timing = prefill_timing_from_pb(token.timing)
-            self._timeline.sampled(action.instance_id, timing)
-            reason = finish_reason_from_pb(token.finish_reason)
-            self._act(
-                self._flow.prefill_sampled(action.attempt, token.position, token.token_id, reason)
-            )
+            self._take_token(action, event.token)
         elif which == "ended":
             self._lease_ended(action, event.ended.outcome)
+
+    def _take_token(self, action: StartPrefill, token: workers_pb2.PrefillToken) -> None:
+        timing = prefill_timing_from_pb(token.timing)
+        self._timeline.sampled(action.instance_id, timing)
+        reason = finish_reason_from_pb(token.finish_reason)
+        logprobs = (logprobs_from_pb(token.logprobs),) if token.HasField("logprobs") else ()
+        self._act(
+            self._flow.prefill_sampled(
+                action.attempt, token.position, token.token_id, reason, logprobs
+            )
+        )
 
     def _lease_ended(self, action: StartPrefill, outcome: int) -> None:
         if outcome == workers_pb2.LEASE_OUTCOME_COMMITTED:

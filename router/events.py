@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from core.request import FinishReason
+from core.request import FinishReason, TokenLogprobs
 from core.timing import HandoffTiming, PrefillTiming
 
 
@@ -26,6 +26,8 @@ class Delta:
     token_ids: tuple[int, ...]
     text: str
     """New text; may lag behind the tokens. A resumed answer's begins with the answer."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of `token_ids`, one by one; empty unless they were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,7 @@
 """One choice from admission to its end: walks the lifecycle table; decides, does no IO."""
 
+from collections.abc import Sequence
+
 from core.errors import (
     AttemptsExhausted,
     BatonError,
@@ -11,7 +13,7 @@ from core.errors import (
 )
 from core.ids import InstanceId
 from core.lifecycle import LIFECYCLE, TERMINAL, Event, State
-from core.request import FinishReason, Request
+from core.request import FinishReason, Request, TokenLogprobs
 from core.work import KvLostReason
 from policy.placement import Phase
 from router.actions import (
@@ -29,6 +31,7 @@ from router.actions import (
 )
 from router.delivery import Delivery
 from router.sides import DecodeSide, PrefillSide, is_final
+from rpc.status import RemoteFault
 
 
 class Flow:
@@ -95,15 +98,25 @@ class Flow:
         return self._take_actions()
 
     def prefill_sampled(
-        self, attempt: int, position: int, token_id: int, reason: FinishReason | None
+        self,
+        attempt: int,
+        position: int,
+        token_id: int,
+        reason: FinishReason | None,
+        logprobs: tuple[TokenLogprobs, ...] = (),
     ) -> list[Action]:
         """Prefill sampled this attempt's first token."""
-        if self._is_prefill(attempt):
-            self._deliver(position, (token_id,), reason)
-            if self.delivery.end is not None:
-                self._finish(self.delivery.end, decode_ended=False)
-            else:
-                self._advance(Event.PREFILLED)
+        if self.prefill is None or not self._is_prefill(attempt):
+            return self._take_actions()
+        fault = self._fault(self.prefill.instance_id, (token_id,), logprobs)
+        if fault is not None:
+            self._lose_prefill(Event.PREFILL_LOST, fault, cancel=True)
+            return self._take_actions()
+        self._deliver(position, (token_id,), reason, logprobs)
+        if self.delivery.end is not None:
+            self._finish(self.delivery.end, decode_ended=False)
+        else:
+            self._advance(Event.PREFILLED)
         return self._take_actions()
 
     def prefill_done(self, attempt: int) -> list[Action]:
@@ -149,6 +162,8 @@ class Flow:
                 self._decode_ended(decode, output.error)
             elif output.kv_lost is not None:
                 self._lose_kv(decode, output.attempt, output.kv_lost)
+            elif fault := self._fault(instance_id, output.token_ids, output.logprobs):
+                self._lose_decode(fault, stop=True)
             else:
                 self._take_output(decode, output)
         return self._take_actions()
@@ -236,18 +251,37 @@ class Flow:
     def _take_output(self, decode: DecodeSide, output: Output) -> None:
         if output.committed or output.token_ids:
             self._commit(output.attempt)
-        self._deliver(output.first_position, output.token_ids, output.finish_reason)
+        self._deliver(
+            output.first_position, output.token_ids, output.finish_reason, output.logprobs
+        )
         is_done = output.finish_reason is not None and self.delivery.end is not None
         self._acknowledge(decode, done=is_done)
         if self.delivery.end is not None:
             self._finish(self.delivery.end, decode_ended=is_done)
 
     def _deliver(
-        self, position: int, token_ids: tuple[int, ...], reason: FinishReason | None
+        self,
+        position: int,
+        token_ids: tuple[int, ...],
+        reason: FinishReason | None,
+        logprobs: tuple[TokenLogprobs, ...],
     ) -> None:
         start = self.delivery.num_tokens
-        if new := self.delivery.take(position, token_ids, reason):
-            self._actions.append(Deliver(position=start, token_ids=new))
+        new_ids, new_logprobs = self.delivery.take(position, token_ids, reason, logprobs)
+        if new_ids:
+            self._actions.append(Deliver(position=start, token_ids=new_ids, logprobs=new_logprobs))
+
+    def _fault(
+        self, sender: InstanceId, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
+    ) -> RemoteFault | None:
+        """Of a worker whose log-probabilities cannot be matched with its tokens."""
+        num_wanted = 0 if self.request.sampling.num_logprobs is None else len(token_ids)
+        if len(logprobs) == num_wanted:
+            return None
+        return RemoteFault(
+            f"{sender}: {len(logprobs)} log-probabilities with {len(token_ids)} tokens,"
+            f" wanted {num_wanted}"
+        )
 
     def _commit(self, attempt: int) -> None:
         """Decode has the KV of `attempt`; a later prefill, if there is one, is not needed."""

@@ -36,9 +36,8 @@ class GenerationService:
             async def write(event: Event) -> None:
                 await context.write(event_to_pb(event))
 
-            await self._orchestrator.serve(
-                draft_from_pb(message), write, timeout_s=context.time_remaining()
-            )
+            draft = draft_from_pb(message, self._orchestrator.model.defaults.sampling)
+            await self._orchestrator.serve(draft, write, timeout_s=context.time_remaining())
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve here; messages that cannot be read get INVALID_ARGUMENT, not gRPC's INTERNAL."""

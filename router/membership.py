@@ -9,7 +9,6 @@ import numpy as np
 from core.errors import NoInstance, UnknownModel
 from core.ids import Fingerprint, InstanceId, RouterId
 from core.member import Member, Role
-from core.validation import ModelLimits
 from policy.placement import ROLE_CODES, Table
 from registry.api import Registry
 from router.link import Health, InstanceLink
@@ -70,15 +69,12 @@ class Membership:
             raise UnknownModel(f"no such model here; served: {', '.join(models)}")
         return name
 
-    def limits(self, model: str, vocab_size: int, eos: Iterable[int]) -> ModelLimits:
+    def max_context_tokens(self, model: str) -> int:
         """What every instance of the model can hold, so that any may take over."""
-        sizes = [
+        return min(
             min(member.max_context_tokens, member.num_blocks * member.block_size)
             for member in self._known
             if member.model == model
-        ]
-        return ModelLimits(
-            vocab_size=vocab_size, max_context_tokens=min(sizes), eos_token_ids=tuple(eos)
         )
 
     def _update(self, group: asyncio.TaskGroup, members: Iterable[Member]) -> None:

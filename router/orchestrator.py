@@ -10,7 +10,7 @@ from core.clock import Clock
 from core.config import RouterConfig
 from core.errors import DeadlinePassed
 from core.ids import RequestId
-from core.request import Request
+from core.request import Grammar, Request
 from core.validation import (
     Arrival,
     Chat,
@@ -19,14 +19,15 @@ from core.validation import (
     build_request,
     check_draft,
 )
+from policy.fairness import OUTPUT_TOKEN_COST, PROMPT_TOKEN_COST, Claim
 from router.admission import Admission
 from router.answer import Answer
-from router.choice import Choice
-from router.events import Accepted, Event, Finished
+from router.choice import Choice, Siblings
+from router.events import Accepted, Delta, Event, Finished
 from router.output import ClientBuffer
 from router.running import Running, RunningRequests
+from router.served_model import ServedModel
 from router.surroundings import Surroundings
-from text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +41,16 @@ Write = Callable[[Event], Awaitable[None]]
 class Orchestrator:
     """All requests of one router; every front door calls `serve`."""
 
-    def __init__(self, around: Surroundings, tokenizer: Tokenizer, config: RouterConfig) -> None:
-        self.admission = Admission(max_running=config.max_running, max_queued=config.max_queued)
+    def __init__(self, around: Surroundings, model: ServedModel, config: RouterConfig) -> None:
+        self.admission = Admission(
+            max_running=config.max_running,
+            max_queued=config.max_queued,
+            ageing_s=config.ageing_s,
+            clock=around.clock,
+        )
+        self.model = model
+        """Front doors read its defaults."""
         self._around = around
-        self._tokenizer = tokenizer
         self._config = config
         self._running = RunningRequests()
 
@@ -58,23 +65,24 @@ class Orchestrator:
         Raises the typed error that ended it. A cancel of the caller ends it everywhere.
         """
         now_s = self.clock.now_s()
-        self.admission.check()
-        model = self._around.membership.find_model(draft.model)
-        limits = self._around.membership.limits(
-            model, self._tokenizer.vocab_size, self._tokenizer.eos_token_ids
-        )
+        self.admission.check(draft.tenant)
+        name = self._around.membership.find_model(draft.model)
+        limits = self.model.limits(self._around.membership.max_context_tokens(name))
         check_draft(draft, limits)
         arrival = Arrival(
             request_id=RequestId(draft.request_id or secrets.token_hex(16)),
-            model=model,
+            model=name,
             seed=secrets.randbits(64) if draft.seed is None else draft.seed,
             arrived_at_s=now_s,
             deadline_s=now_s + self._allowed_s(draft, timeout_s),
         )
         request = await self._build(draft, limits, arrival)
+        if request.sampling.grammar is not None:
+            await self._check_grammar(request.sampling.grammar)
         left_s = request.deadline_s - self.clock.now_s()
         with self._running.hold(request) as running:
-            async with self.admission.admit(left_s):
+            cost = PROMPT_TOKEN_COST * request.num_prompt_tokens
+            async with self.admission.admit(left_s, _claim(request), cost=cost):
                 await self._run(request, draft.num_choices, running, write)
 
     async def drain(self) -> None:
@@ -99,13 +107,17 @@ class Orchestrator:
             ids = await asyncio.to_thread(self._tokenize, draft)
         return build_request(draft, ids, limits, arrival)
 
+    async def _check_grammar(self, grammar: Grammar) -> None:
+        # Compiling takes milliseconds, which the event loop does not have.
+        await asyncio.to_thread(self.model.grammars.check, grammar)
+
     def _tokenize(self, draft: RequestDraft) -> tuple[int, ...]:
-        prompt = draft.prompt
+        prompt, tokenizer = draft.prompt, self.model.tokenizer
         if isinstance(prompt, Chat):
             messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
-            return tuple(self._tokenizer.encode_chat(messages))
+            return tuple(tokenizer.encode_chat(messages))
         assert isinstance(prompt, str), "checked: a prompt is text, tokens or a chat"
-        return tuple(self._tokenizer.encode(prompt))
+        return tuple(tokenizer.encode(prompt))
 
     async def _run(
         self, request: Request, num_choices: int, running: Running, write: Write
@@ -116,8 +128,15 @@ class Orchestrator:
             stall_s=config.client_stall_s,
             clock=self.clock,
         )
+        siblings = Siblings()
         running.choices = [
-            self._choice(replace(request, child_index=index), buffer, running)
+            Choice(
+                child := replace(request, child_index=index),
+                self._around,
+                Answer(child, self.model.tokenizer, buffer),
+                siblings,
+                num_attempts_before=running.num_attempts_before,
+            )
             for index in range(num_choices)
         ]
         logger.info(
@@ -137,12 +156,6 @@ class Orchestrator:
         if buffer.error is not None:
             raise buffer.error
 
-    def _choice(self, request: Request, buffer: ClientBuffer, running: Running) -> Choice:
-        answer = Answer(request, self._tokenizer, buffer)
-        return Choice(
-            request, self._around, answer, num_attempts_before=running.num_attempts_before
-        )
-
     async def _write(
         self, request: Request, num_choices: int, buffer: ClientBuffer, write: Write
     ) -> None:
@@ -153,7 +166,16 @@ class Orchestrator:
             for event in await buffer.take():
                 await write(event)
                 num_finished += isinstance(event, Finished)
+                if isinstance(event, Delta):
+                    cost = OUTPUT_TOKEN_COST * len(event.token_ids)
+                    self.admission.charge(request.tenant, cost)
         buffer.over.set()
+
+
+def _claim(request: Request) -> Claim:
+    return Claim(
+        tenant=request.tenant, priority=request.priority, arrived_at_s=request.arrived_at_s
+    )
 
 
 def _accepted(request: Request) -> Accepted:

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 from core.clock import Clock
 from core.errors import BatonError, SlowReader
+from core.request import TokenLogprobs
 from router.events import Delta, Event, Finished
 
 BYTES_PER_TOKEN = 16
 """What an unread token costs here, its text not counted: an int in a list and its share."""
+BYTES_PER_LOGPROB = 16
+"""A token's own, or one of its likeliest: 11 bytes on the wire, and ten times that as objects here,
+so that a reader may be 370 tokens behind with 20 likeliest each, for about 1 MB."""
 HARD_FACTOR = 2
 """Past this many times the limit a reader is ended at once, stall time or not: the bound."""
 
@@ -27,6 +31,7 @@ class _Unread:
     position: int = 0
     token_ids: tuple[int, ...] = ()
     text: str = ""
+    logprobs: tuple[TokenLogprobs, ...] = ()
     left: Left | None = None
     finished: MakeFinished | None = None
 
@@ -52,8 +57,9 @@ class ClientBuffer:
         unread = self._unread.setdefault(choice, _Unread(position=delta.position))
         unread.token_ids += delta.token_ids
         unread.text += delta.text
+        unread.logprobs += delta.logprobs
         unread.left = left
-        self._grow(len(delta.text.encode()) + BYTES_PER_TOKEN * len(delta.token_ids))
+        self._grow(_num_bytes(delta))
         self._news.set()
 
     def finish(self, choice: int, position: int, finished: MakeFinished) -> None:
@@ -77,13 +83,15 @@ class ClientBuffer:
             self._news.clear()
             await self._news.wait()
         choice, unread = self._unread.popitem(last=False)
-        self._shrink(len(unread.text.encode()) + BYTES_PER_TOKEN * len(unread.token_ids))
+        self._shrink(_num_bytes(unread))
         return self._events(choice, unread)
 
     def _events(self, choice: int, unread: _Unread) -> list[Event]:
         events: list[Event] = []
         if unread.token_ids or unread.text:
-            events.append(Delta(choice, unread.position, unread.token_ids, unread.text))
+            events.append(
+                Delta(choice, unread.position, unread.token_ids, unread.text, unread.logprobs)
+            )
             if unread.left is not None:
                 unread.left(len(unread.token_ids), self._clock.now_s())
         if unread.finished is not None:
@@ -110,3 +118,12 @@ class ClientBuffer:
         self._num_bytes -= num_bytes
         # It reads: whatever is full now is full since now.
         self._full_since_s = None
+
+
+def _num_bytes(news: Delta | _Unread) -> int:
+    num_logprobs = sum(1 + len(token.top) for token in news.logprobs)
+    return (
+        len(news.text.encode())
+        + BYTES_PER_TOKEN * len(news.token_ids)
+        + BYTES_PER_LOGPROB * num_logprobs
+    )

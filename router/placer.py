@@ -27,6 +27,8 @@ class Wanted:
     avoid: frozenset[InstanceId]
     source_id: InstanceId | None
     """Where its KV is or will be."""
+    prefer_id: InstanceId | None = None
+    """Where another choice of the request was prefilled."""
 
 
 class Placer:
@@ -60,6 +62,7 @@ class Placer:
             num_tokens=wanted.num_tokens,
             fingerprint=code,
             avoid=_rows(links, wanted.avoid | _too_small(links, phase, wanted)),
+            prefer=_row(links, wanted.prefer_id) if phase is Phase.PREFILL else None,
         )
         decision = place(table_of(links, wanted.model), need, self._policy, self._states[phase])
         self._states[phase] = decision.state
@@ -70,6 +73,10 @@ class Placer:
 
 def _rows(links: Iterable[InstanceLink], names: frozenset[InstanceId]) -> frozenset[int]:
     return frozenset(row for row, link in enumerate(links) if link.member.instance_id in names)
+
+
+def _row(links: Iterable[InstanceLink], name: InstanceId | None) -> int | None:
+    return next((row for row, link in enumerate(links) if link.member.instance_id == name), None)
 
 
 def _too_small(

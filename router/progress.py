@@ -1,11 +1,14 @@
 """What a client has of one answer, and how it asks another router for the rest; no IO."""
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypedDict
 
+from core.request import Grammar, GrammarKind
 from router.events import Accepted, Delta, Event, Finished
-from rpc.convert import SAMPLING_NUMBERS
+from rpc.convert import SAMPLING_NUMBERS, grammar_to_pb
 from rpc.pb import generation_pb2, types_pb2
 
 
@@ -29,15 +32,28 @@ class Options(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float]
     seed: int
+    logprobs: int
+    """With each token its log-probability and so many of the likeliest tokens."""
+    json_schema: str | Mapping[str, object]
+    """What the answer must match; at most one of this and the next two."""
+    regex: str
+    json_object: bool
     stop: Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     n: int
     """Choices."""
     timeout_s: float
+    tenant: str
+    priority: int
 
 
-_SAMPLING = (*SAMPLING_NUMBERS, "logit_bias", "seed")
+_SAMPLING = {
+    **{name: name for name in SAMPLING_NUMBERS},
+    "logit_bias": "logit_bias",
+    "seed": "seed",
+    "logprobs": "num_logprobs",
+}
 _STOP = {
     "max_tokens": "max_tokens",
     "min_tokens": "min_tokens",
@@ -50,17 +66,38 @@ _STOP = {
 def build_message(prompt: str | None, options: Options) -> generation_pb2.GenerateRequest:
     """The first request. Id and seed are drawn here, so that any router can go on with it."""
     given: Mapping[str, object] = {"seed": secrets.randbits(64), **options}
-    sampling = {name: given[name] for name in _SAMPLING if name in given}
+    sampling = {field: given[name] for name, field in _SAMPLING.items() if name in given}
+    grammar = _grammar_of(options)
     stop = {field: given[name] for name, field in _STOP.items() if name in given}
     message = generation_pb2.GenerateRequest(
         request_id=options.get("request_id") or secrets.token_hex(16),
         model=options.get("model", ""),
-        sampling=types_pb2.SamplingParams(**sampling),  # type: ignore[arg-type]
+        sampling=types_pb2.SamplingParams(
+            **sampling,  # type: ignore[arg-type]
+            grammar=None if grammar is None else grammar_to_pb(grammar),
+        ),
         stop=types_pb2.StopParams(**stop),  # type: ignore[arg-type]
         num_choices=options.get("n", 1),
+        tenant=options.get("tenant", ""),
+        priority=options.get("priority", 0),
     )
     _set_prompt(message, prompt, options)
     return message
+
+
+def _grammar_of(options: Options) -> Grammar | None:
+    found: list[Grammar] = []
+    if (schema := options.get("json_schema")) is not None:
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        found.append(Grammar(GrammarKind.JSON_SCHEMA, text))
+    if (regex := options.get("regex")) is not None:
+        found.append(Grammar(GrammarKind.REGEX, regex))
+    if options.get("json_object"):
+        found.append(Grammar(GrammarKind.JSON_OBJECT))
+    if len(found) > 1:
+        names = " and ".join(grammar.kind.value for grammar in found)
+        raise ValueError(f"give at most one of json_schema, regex and json_object, got {names}")
+    return found[0] if found else None
 
 
 def _set_prompt(
@@ -135,4 +172,4 @@ class Progress:
             self._num_chars += len(text)
         if not text and not delta.token_ids:
             return None
-        return Delta(delta.choice, delta.position, delta.token_ids, text)
+        return replace(delta, text=text)

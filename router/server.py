@@ -22,12 +22,12 @@ from router.generation_service import GenerationService
 from router.membership import Membership
 from router.orchestrator import Orchestrator
 from router.placer import Placer
+from router.served_model import ServedModel
 from router.spec import RouterSpec
 from router.surroundings import Surroundings
 from rpc.options import Plane
 from rpc.process import run_process
 from rpc.serve import Life, bind, build, serve
-from text.tokenizer import Tokenizer
 
 __all__ = ["RouterSpec", "run_router"]
 
@@ -47,10 +47,10 @@ async def run_router(
 ) -> None:
     """Serve until `stop` is set; then drain and end."""
     clock = clock or MonotonicClock()
-    tokenizer = await asyncio.to_thread(Tokenizer.load, spec.model_dir)
+    model = await asyncio.to_thread(ServedModel.load, spec.model_dir)
     owned = connect(spec.registry_url, spec.cluster, clock=clock) if registry is None else registry
     try:
-        await _Router(spec, tokenizer, owned, clock).run(stop, ready)
+        await _Router(spec, model, owned, clock).run(stop, ready)
     finally:
         if registry is None:
             await owned.close()
@@ -60,7 +60,7 @@ class _Router:
     """The parts of one router."""
 
     def __init__(
-        self, spec: RouterSpec, tokenizer: Tokenizer, registry: Registry, clock: Clock
+        self, spec: RouterSpec, model: ServedModel, registry: Registry, clock: Clock
     ) -> None:
         self._spec = spec
         self._registry = registry
@@ -73,7 +73,7 @@ class _Router:
             clock=clock,
             max_attempts=config.max_attempts,
         )
-        self._orchestrator = Orchestrator(around, tokenizer, config)
+        self._orchestrator = Orchestrator(around, model, config)
 
     async def run(self, stop: asyncio.Event, ready: Ready) -> None:
         """Serve until `stop`, or until a Drain call has been carried out."""

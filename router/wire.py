@@ -1,6 +1,7 @@
 """Between the wire and the router's words: client requests in, events out, workers' news in."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from core.errors import (
     BatonError,
@@ -21,6 +22,8 @@ from rpc.convert import (
     finish_reason_from_pb,
     finish_reason_to_pb,
     grammar_from_pb,
+    logprobs_from_pb,
+    logprobs_to_pb,
 )
 from rpc.convert_report import (
     handoff_timing_from_pb,
@@ -56,14 +59,17 @@ _ERRORS: Mapping[str, type[BatonError]] = {
 }
 
 
-def draft_from_pb(message: generation_pb2.GenerateRequest) -> RequestDraft:
-    """What a client asks; nothing is checked here but what has no meaning at all."""
+def draft_from_pb(
+    message: generation_pb2.GenerateRequest, defaults: SamplingParams
+) -> RequestDraft:
+    """What a client asks, `defaults` where it says nothing; nothing is checked here but what has no
+    meaning at all."""
     stop, sampling = message.stop, message.sampling
     return RequestDraft(
         prompt=_prompt_from_pb(message),
         request_id=message.request_id,
         model=message.model,
-        sampling=_sampling_from_pb(sampling),
+        sampling=_sampling_from_pb(sampling, defaults),
         seed=sampling.seed if sampling.HasField("seed") else None,
         max_tokens=stop.max_tokens if stop.HasField("max_tokens") else None,
         min_tokens=stop.min_tokens,
@@ -91,13 +97,16 @@ def _prompt_from_pb(
     return None
 
 
-def _sampling_from_pb(message: types_pb2.SamplingParams) -> SamplingParams:
+def _sampling_from_pb(
+    message: types_pb2.SamplingParams, defaults: SamplingParams
+) -> SamplingParams:
     present = {
         name: getattr(message, name)
         for name in SAMPLING_NUMBERS
         if message.HasField(name)  # type: ignore[arg-type]  # a literal of the same names
     }
-    return SamplingParams(
+    return replace(
+        defaults,
         **present,
         logit_bias=dict(message.logit_bias),
         num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
@@ -117,6 +126,7 @@ def event_to_pb(event: Event) -> generation_pb2.GenerateResponse:
             position=event.position,
             token_ids=event.token_ids,
             text=event.text,
+            logprobs=[logprobs_to_pb(token) for token in event.logprobs],
         )
         return generation_pb2.GenerateResponse(delta=delta)
     if isinstance(event, Finished):
@@ -134,8 +144,7 @@ def event_from_pb(message: generation_pb2.GenerateResponse) -> Event | None:
     """One event of an answer; None for one of a newer router."""
     which = message.WhichOneof("event")
     if which == "delta":
-        delta = message.delta
-        return Delta(delta.choice, delta.position, tuple(delta.token_ids), delta.text)
+        return _delta_from_pb(message.delta)
     if which == "finished":
         return _finished_from_pb(message.finished)
     if which == "accepted":
@@ -144,6 +153,19 @@ def event_from_pb(message: generation_pb2.GenerateResponse) -> Event | None:
             accepted.request_id, accepted.model, accepted.seed, accepted.num_prompt_tokens
         )
     return None
+
+
+def _delta_from_pb(message: generation_pb2.Delta) -> Delta:
+    num_tokens, num_logprobs = len(message.token_ids), len(message.logprobs)
+    if num_logprobs not in (0, num_tokens):
+        raise RemoteFault(f"{num_logprobs} log-probabilities with {num_tokens} tokens")
+    return Delta(
+        message.choice,
+        message.position,
+        tuple(message.token_ids),
+        message.text,
+        tuple(map(logprobs_from_pb, message.logprobs)),
+    )
 
 
 def _finished_to_pb(event: Finished) -> generation_pb2.Finished:
@@ -188,6 +210,7 @@ def output_from_pb(message: workers_pb2.Output) -> Output:
         attempt=message.fence.attempt,
         first_position=message.first_position,
         token_ids=tuple(message.token_ids),
+        logprobs=tuple(map(logprobs_from_pb, message.logprobs)),
         committed=message.committed,
         kv_lost=kv_lost_from_pb(message.kv_lost),
         finish_reason=finish_reason_from_pb(message.finish_reason),

@@ -1,12 +1,15 @@
 """The command line: found clusters, clear errors, help for a newcomer."""
 
+import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from cli import running
+from cli.generate import Question, options_of
 from cli.main import app
 
 runner = CliRunner()
@@ -35,6 +38,11 @@ REFUSED = [
     ("no model yet", ["serve"], 1, "baton fetch"),
     ("no such model", ["serve", "--model", "/nowhere"], 1, "/nowhere: no config.json"),
     ("no such port", ["serve", "--port", "65536"], 2, "65535"),
+    ("no such schema", ["generate", "hi", "--json-schema", "nowhere.json"], 2, "nowhere.json"),
+    ("two grammars", ["generate", "hi", "--json-schema", __file__, "--regex", "a"], 2, "--regex"),
+    ("binary schema", ["generate", "hi", "--json-schema", sys.executable], 1, "must be UTF-8"),
+    ("too many likeliest", ["generate", "hi", "--json", "--logprobs", "21"], 2, "or equal to 20"),
+    ("nowhere to print", ["generate", "hi", "--logprobs", "1"], 2, "--json"),
     ("bad address", ["status", "--address", "not an address"], 1, "host:port"),
 ]
 
@@ -47,6 +55,31 @@ def test_refused(arguments: list[str], status: int, named: str) -> None:
     assert result.exit_code == status
     assert named in result.output
     assert "Traceback" not in result.output
+
+
+def question(**given: Any) -> Question:
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(Question))
+    return Question(**{**fields, "tenant": "", "priority": 0, **given})
+
+
+GIVEN: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"seed": 0}, {"seed": 0}),
+    ({"logprobs": 0}, {"logprobs": 0}),
+    ({"regex": "a+"}, {"regex": "a+"}),
+    ({"tenant": "acme", "priority": -1}, {"tenant": "acme", "priority": -1}),
+]
+
+
+@pytest.mark.parametrize(("given", "want"), GIVEN)
+def test_what_is_given_is_asked(given: dict[str, Any], want: dict[str, Any]) -> None:
+    always = {"max_tokens": None, "temperature": None, "tenant": "", "priority": 0}
+    assert options_of(question(**given)) == {**always, **want}
+
+
+def test_a_schema_is_read_from_its_file(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    assert options_of(question(json_schema=schema))["json_schema"] == '{"type": "object"}'
 
 
 SERVING = ["serve", "generate hi", "status", "fetch"]

@@ -109,6 +109,30 @@ def test_avoided_and_of_another_fingerprint() -> None:
     assert place(snapshot, need, "least_loaded", PickState()).row == 2
 
 
+PREFERS = [
+    # id                            rows                                              want
+    ("however busy it is", [row(P), row(P, num_pending_prompt_tokens=9000)], 1),
+    ("not when its queue is full", [row(P), row(P, num_prefilling=DEFAULT_MAX_QUEUED)], 0),
+    ("nor when it takes no work", [row(P), row(P, draining=True)], 0),
+    ("nor when it is lost", [row(P), row(P, alive=False)], 0),
+    ("nor when it cannot hold it", [row(P), row(P, num_blocks=1)], 0),
+    ("nor out of its role", [row(P), row(D)], 0),
+    ("but for want of another", [row(R), row(D)], 1),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("rows", "want"), [c[1:] for c in PREFERS], ids=[c[0] for c in PREFERS])
+def test_prefers_where_the_prompt_is(rows: list[dict[str, Any]], want: int, policy: str) -> None:
+    need = Need(phase=Phase.PREFILL, num_tokens=100, prefer=1)
+    assert place(table(*rows), need, policy, PickState()).row == want
+
+
+def test_who_failed_the_request_is_not_preferred() -> None:
+    need = Need(phase=Phase.PREFILL, num_tokens=1, prefer=1, avoid=frozenset({1}))
+    assert place(table(row(P), row(P)), need, "least_loaded", PickState()).row == 0
+
+
 REFUSALS = [
     ("nobody known", [], NoInstance),
     ("all dead", [row(P, alive=False), row(D, alive=False)], NoInstance),

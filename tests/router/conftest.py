@@ -24,9 +24,7 @@ from tests.router.script import BOUND_S
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_tokenizer(folder)
-    return folder
+    return write_tokenizer(tmp_path_factory.mktemp("model"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,18 +55,22 @@ OpenStage = Callable[..., Awaitable[Stage]]
 
 @pytest.fixture
 async def stage(model_dir: Path) -> AsyncIterator[OpenStage]:
-    """Call it with the roles of the instances and, perhaps, another RouterConfig."""
+    """Call it with the roles of the instances and, perhaps, another RouterConfig or model."""
     async with AsyncExitStack() as stack:
 
         async def open_stage(
-            roles: str = "pd", *, config: RouterConfig | None = None, num_routers: int = 1
+            roles: str = "pd",
+            *,
+            config: RouterConfig | None = None,
+            num_routers: int = 1,
+            model: Path = model_dir,
         ) -> Stage:
             peers = await stack.enter_async_context(instances(roles))
             registry = MemoryRegistry()
             for peer in peers.values():
                 await registry.announce(peer.member(), ttl_s=60.0)
             routers = [
-                await stack.enter_async_context(_router(i, model_dir, registry, config))
+                await stack.enter_async_context(_router(i, model, registry, config))
                 for i in range(num_routers)
             ]
             for router in routers:

@@ -19,7 +19,7 @@ from rpc.pb import (
     workers_pb2_grpc,
 )
 from tests.router.fake_books import Job, Lease, Outbox, fence_of
-from tests.router.fake_model import MAX_CONTEXT, MODEL, finish_at, token_at
+from tests.router.fake_model import MAX_CONTEXT, MODEL, finish_at, logprobs_at, token_at
 from tests.router.script import BOUND_S, Script
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -136,6 +136,7 @@ class FakeInstance(
             token_id=token_at(work, position),
             finish_reason=finish,
             timing=types_pb2.PrefillTiming(queue_s=0.001, compute_s=0.002),
+            logprobs=logprobs_at(work, position),
         )
         yield workers_pb2.PrefillEvent(token=token)
         if finish or request.only_first_token:
@@ -290,12 +291,17 @@ class FakeInstance(
         # Leaves the loop to others, as a step in a thread does.
         await asyncio.sleep(0)
         tokens: list[int] = []
+        told: list[types_pb2.TokenLogprobs] = []
         finish = types_pb2.FINISH_REASON_UNSPECIFIED
         for at in range(position, position + self.script.num_tokens_per_frame):
             tokens.append(token_at(job.work, at))
+            if (logprobs := logprobs_at(job.work, at)) is not None:
+                told.append(logprobs)
             if finish := finish_at(job.work, at):
                 break
-        self._say(job, first_position=position, token_ids=tokens, finish_reason=finish)
+        self._say(
+            job, first_position=position, token_ids=tokens, logprobs=told, finish_reason=finish
+        )
         return bool(finish)
 
     async def _fetch(self, job: Job) -> bool:

@@ -1,5 +1,7 @@
 """The flow: single steps as a table of stories."""
 
+from dataclasses import replace
+
 import pytest
 
 from core.errors import (
@@ -14,7 +16,7 @@ from core.errors import (
 )
 from core.ids import InstanceId
 from core.lifecycle import State
-from core.request import FinishReason
+from core.request import FinishReason, TokenLogprobs
 from core.work import KvLostReason
 from router.actions import (
     Acknowledge,
@@ -28,6 +30,7 @@ from router.actions import (
     StopDecode,
 )
 from router.flow import Flow
+from rpc.status import RemoteFault
 from tests.router.flows import (
     BOTH,
     D0,
@@ -39,6 +42,8 @@ from tests.router.flows import (
     P1,
     decoding_flow,
     kinds,
+    likely,
+    likely_tokens,
     new_flow,
     placed_flow,
     tokens,
@@ -98,6 +103,54 @@ def test_a_tokens_end_is_the_routers_to_judge_too() -> None:
     assert actions[0] == Deliver(position=0, token_ids=(10, 99))
     assert actions[-1] == Finish(FinishReason.STOP)
     assert StopDecode(instance_id=D0, attempt=1) in actions
+
+
+def test_log_probabilities_stay_with_their_tokens() -> None:
+    flow = placed_flow(num_logprobs=1)
+    # Early: it waits for prefill's token, and keeps what is its own.
+    assert kinds(flow.output(D0, likely_tokens(1, 1, [11]))) == ["Acknowledge"]
+    assert flow.prefill_sampled(1, 0, 10, None, likely(10)) == [
+        Deliver(position=0, token_ids=(10, 11), logprobs=likely(10, 11))
+    ]
+    # The repeated ones go, and theirs with them; so does what comes after the end.
+    assert flow.output(D0, likely_tokens(1, 1, [11, 99, 13]))[0] == Deliver(
+        position=2, token_ids=(99,), logprobs=likely(99)
+    )
+
+
+MISMATCHES = [
+    # id                 asked  sent
+    ("none", 0, ()),
+    ("too few", 0, likely(10)),
+    ("too many", 0, likely(10, 11, 12)),
+    ("nobody asked", None, likely(10, 11)),
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"), [c[1:] for c in MISMATCHES], ids=[c[0] for c in MISMATCHES]
+)
+def test_a_decode_that_sends_other_log_probabilities_than_asked_is_left(
+    asked: int | None, sent: tuple[TokenLogprobs, ...]
+) -> None:
+    flow = placed_flow(num_logprobs=asked)
+    flow.prefill_sampled(1, 0, 10, None, likely(10) if asked is not None else ())
+    output = replace(tokens(1, 0, [10, 11]), logprobs=sent)
+    assert flow.output(D0, output) == [StopDecode(instance_id=D0, attempt=1)]
+    assert (flow.needs, flow.avoid) == (ONLY_DECODE, {D0})
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(0, ()), (None, likely(10))])
+def test_a_prefill_that_sends_other_log_probabilities_than_asked_is_left(
+    asked: int | None, sent: tuple[TokenLogprobs, ...]
+) -> None:
+    flow = placed_flow(num_logprobs=asked, max_attempts=1)
+    cancel, _, failed = flow.prefill_sampled(1, 0, 10, None, sent)
+    assert cancel == CancelPrefill(instance_id=P0, attempt=1)
+    assert isinstance(failed, Fail)
+    assert RemoteFault(f"p0: {len(sent)} log-probabilities with 1 tokens").reason in str(
+        failed.error
+    )
 
 
 def test_decode_lost_before_commit_fetches_from_the_same_lease() -> None:

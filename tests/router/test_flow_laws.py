@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import WrongState
-from core.request import FinishReason
+from core.request import FinishReason, TokenLogprobs
 from core.work import KvLostReason
 from policy.placement import Phase
 from router.actions import (
@@ -20,7 +20,7 @@ from router.actions import (
     StartDecode,
     StartPrefill,
 )
-from tests.router.flows import LOST, NAMES, P0, new_flow
+from tests.router.flows import LOST, NAMES, P0, likely, new_flow
 
 NUM_TOKENS = 9
 TRUTH = tuple(20 + i for i in range(NUM_TOKENS))
@@ -41,9 +41,10 @@ EVENTS = st.tuples(
 class Schedule:
     """Plays random events, current and stale ones alike, and checks every action."""
 
-    def __init__(self, max_attempts: int) -> None:
-        self.flow = new_flow(NUM_TOKENS, max_attempts=max_attempts)
+    def __init__(self, max_attempts: int, num_logprobs: int | None) -> None:
+        self.flow = new_flow(NUM_TOKENS, max_attempts=max_attempts, num_logprobs=num_logprobs)
         self.delivered: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.last: Action | None = None
         self.attempts: set[int] = set()
         self.open_prefills: set[int] = set()
@@ -60,7 +61,7 @@ class Schedule:
             case "sampled" if flow.prefill is not None:
                 at = flow.prefill.num_forced
                 end = FinishReason.LENGTH if at == NUM_TOKENS - 1 else None
-                self.do(flow.prefill_sampled(attempt, at, TRUTH[at], end))
+                self.do(flow.prefill_sampled(attempt, at, TRUTH[at], end, self.told(TRUTH[at])))
             case "done":
                 self.do(flow.prefill_done(attempt))
             case "prefill_failed":
@@ -73,6 +74,9 @@ class Schedule:
             case "tokens" | "kv_lost" | "worker_error" | "committed":
                 self.do(flow.output(name, self._output(kind, attempt, position, back)))
 
+    def told(self, *token_ids: int) -> tuple[TokenLogprobs, ...]:
+        return () if self.flow.request.sampling.num_logprobs is None else likely(*token_ids)
+
     def _output(self, kind: str, attempt: int, position: int, num: int) -> Output:
         first = min(position, self.flow.delivery.num_tokens + 1)
         ids = TRUTH[first : first + num] if kind == "tokens" else ()
@@ -82,6 +86,7 @@ class Schedule:
             attempt=attempt,
             first_position=first,
             token_ids=ids,
+            logprobs=self.told(*ids),
             committed=kind == "committed",
             kv_lost=KvLostReason.PEER if kind == "kv_lost" else None,
             finish_reason=FinishReason.LENGTH if ended else None,
@@ -95,6 +100,7 @@ class Schedule:
                 case Deliver():
                     assert action.position == len(self.delivered)
                     self.delivered += action.token_ids
+                    self.logprobs += action.logprobs
                 case StartPrefill():
                     assert action.attempt == self.flow.attempt
                     assert list(action.output_token_ids) == self.delivered
@@ -113,9 +119,15 @@ class Schedule:
 
 
 @settings(max_examples=400)
-@given(schedule=st.lists(EVENTS, max_size=60), max_attempts=st.integers(1, 6))
-def test_laws(schedule: list[tuple[str, int, int, int]], max_attempts: int) -> None:
-    world = Schedule(max_attempts)
+@given(
+    schedule=st.lists(EVENTS, max_size=60),
+    max_attempts=st.integers(1, 6),
+    num_logprobs=st.sampled_from([None, 1]),
+)
+def test_laws(
+    schedule: list[tuple[str, int, int, int]], max_attempts: int, num_logprobs: int | None
+) -> None:
+    world = Schedule(max_attempts, num_logprobs)
     for event in schedule:
         world.play(*event)
     world.do(world.flow.deadline())
@@ -123,6 +135,7 @@ def test_laws(schedule: list[tuple[str, int, int, int]], max_attempts: int) -> N
     assert world.flow.attempt <= max_attempts
     # Once and in order, and never anything but the truth.
     assert tuple(world.delivered) == TRUTH[: len(world.delivered)]
+    assert tuple(world.logprobs) == world.told(*world.delivered)
     if isinstance(world.last, Finish):
         assert len(world.delivered) == NUM_TOKENS
     assert world.flow.prefill is None

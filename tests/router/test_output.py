@@ -1,6 +1,7 @@
 """What waits for a client: joined, bounded, timed; and acknowledgements."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,14 @@ from hypothesis import strategies as st
 
 from core.clock import ManualClock
 from core.errors import SlowReader
-from core.ids import HandoffId
-from core.request import FinishReason, StopParams
+from core.ids import HandoffId, RequestId
+from core.request import FinishReason, Request, SamplingParams, StopParams, TokenLogprobs
 from router.acks import MANY_TOKENS, AckBook
+from router.answer import Answer
 from router.answer_text import AnswerText
 from router.delivery import Delivery
 from router.events import Delta, Finished, RequestTiming
-from router.output import HARD_FACTOR, ClientBuffer
+from router.output import BYTES_PER_LOGPROB, BYTES_PER_TOKEN, HARD_FACTOR, ClientBuffer
 from router.timeline import Timeline
 from tests.router.fake_model import VOCAB_SIZE
 from text.tokenizer import Tokenizer
@@ -53,6 +55,50 @@ async def test_tokens_that_wait_leave_together() -> None:
     waiting.finish(0, 3, finished)
     events = await waiting.take()
     assert events == [Delta(0, 0, (0, 1, 2), "<0><1><2>"), finished()]
+
+
+def told(*token_ids: int) -> tuple[TokenLogprobs, ...]:
+    return tuple(TokenLogprobs(-float(i), ((i, -0.5), (0, -2.0))) for i in token_ids)
+
+
+async def test_their_log_probabilities_leave_with_them() -> None:
+    waiting = buffer(max_bytes=1000)
+    for position in range(3):
+        waiting.put(0, replace(delta(position), logprobs=told(position)), ignore)
+    assert await waiting.take() == [Delta(0, 0, (0, 1, 2), "<0><1><2>", told(0, 1, 2))]
+
+
+async def test_log_probabilities_count_against_the_bound() -> None:
+    size = len("<0>") + BYTES_PER_TOKEN + 3 * BYTES_PER_LOGPROB
+    waiting = buffer(max_bytes=size)
+    for position in range(HARD_FACTOR):
+        waiting.put(0, replace(delta(position), logprobs=told(position)), ignore)
+    assert waiting.error is None
+    waiting.put(0, delta(HARD_FACTOR, 1), ignore)
+    assert isinstance(waiting.error, SlowReader)
+    await waiting.take()
+    assert waiting._num_bytes == 0
+
+
+@pytest.mark.parametrize(("stop", "num_tokens"), [("w3 w4", 4), ("never", 5)])
+async def test_a_stop_string_cuts_tokens_and_log_probabilities_alike(
+    model_dir: Path, stop: str, num_tokens: int
+) -> None:
+    request = Request(
+        request_id=RequestId("r"),
+        model="m",
+        prompt_token_ids=(7,),
+        sampling=SamplingParams(num_logprobs=2),
+        stop=StopParams(max_tokens=9, stop_strings=(stop,)),
+        deadline_s=10.0,
+    )
+    waiting = buffer(max_bytes=1000)
+    answer = Answer(request, Tokenizer.load(model_dir), waiting)
+    ids = (1, 2, 3, 4, 5)
+    assert answer.deliver(0, ids, told(*ids)) is (stop != "never")
+    [event] = await waiting.take()
+    assert isinstance(event, Delta)
+    assert (event.token_ids, event.logprobs) == (ids[:num_tokens], told(*ids[:num_tokens]))
 
 
 async def test_choices_take_turns() -> None:
@@ -123,9 +169,14 @@ def test_delivery_is_once_and_in_order(pieces: list[tuple[int, int]]) -> None:
     truth = tuple(range(100, 110))
     delivery = Delivery(StopParams(max_tokens=10), ())
     got: list[int] = []
+    got_logprobs: list[TokenLogprobs] = []
     for first, num in pieces:
-        got += delivery.take(first, truth[first : first + num], None)
+        ids = truth[first : first + num]
+        new_ids, new_logprobs = delivery.take(first, ids, None, told(*ids))
+        got += new_ids
+        got_logprobs += new_logprobs
         assert tuple(got) == truth[: len(got)] == delivery.token_ids
+        assert tuple(got_logprobs) == told(*got)
     covered = {at for first, num in pieces for at in range(first, min(10, first + num))}
     prefix = next(i for i in range(11) if i not in covered)
     assert len(got) == prefix

@@ -11,7 +11,7 @@ from core.errors import AttemptsExhausted, DeadlinePassed, InvalidRequest, NoIns
 from router.client import AsyncClient
 from router.events import Delta, Finished
 from tests.router.conftest import OpenStage, Stage
-from tests.router.fake_model import EOS, expected
+from tests.router.fake_model import EOS, expected, expected_logprobs
 from tests.router.fakes import FakeInstance
 from tests.router.script import BOUND_S, Gate
 
@@ -24,10 +24,11 @@ class Asked:
 
     def __init__(self, client: AsyncClient, timeout_s: float) -> None:
         self.token_ids: list[int] = []
+        self.logprobs: list[object] = []
         self.text = ""
         self._arrived = asyncio.Condition()
         self._events = client.generate(
-            token_ids=PROMPT, max_tokens=NUM_TOKENS, seed=3, timeout_s=timeout_s
+            token_ids=PROMPT, max_tokens=NUM_TOKENS, seed=3, logprobs=1, timeout_s=timeout_s
         )
         self._task = asyncio.ensure_future(self._read())
 
@@ -38,6 +39,7 @@ class Asked:
             if isinstance(event, Delta):
                 assert event.position == len(self.token_ids)
                 self.token_ids += event.token_ids
+                self.logprobs += event.logprobs
                 self.text += event.text
             async with self._arrived:
                 self._arrived.notify_all()
@@ -56,6 +58,7 @@ class Asked:
         """Wait for the end, which must be the one without faults."""
         finished = await self.end()
         assert self.token_ids == expected(PROMPT, NUM_TOKENS, seed=3)
+        assert self.logprobs == expected_logprobs(self.token_ids, 1)
         assert self.text == " ".join(f"w{i}" for i in self.token_ids)
         return finished
 
