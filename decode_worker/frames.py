@@ -1,17 +1,24 @@
 """Frames and acknowledgements between the outbox and the wire."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-from core.load import Load
 from decode_worker.outbox import Ack, Output
-from rpc.convert import fence_to_pb, finish_reason_to_pb, handoff_id_from_pb
+from decode_worker.routers import Frame
+from rpc.convert import fence_to_pb, finish_reason_to_pb, handoff_id_from_pb, logprobs_to_pb
 from rpc.convert_report import handoff_timing_to_pb, kv_lost_to_pb, load_to_pb
 from rpc.pb import workers_pb2
 
 
-def frame_to_pb(outputs: Sequence[Output], load: Load) -> workers_pb2.TokenFrame:
+def frame_to_pb(frame: Frame) -> workers_pb2.TokenFrame:
     """One step's news for one router."""
-    return workers_pb2.TokenFrame(outputs=map(output_to_pb, outputs), load=load_to_pb(load))
+    message = workers_pb2.TokenFrame(
+        outputs=map(output_to_pb, frame.outputs), load=load_to_pb(frame.load)
+    )
+    if (news := frame.kv_news) is not None:
+        message.kv_events.is_snapshot = news.is_snapshot
+        message.kv_events.stored.extend(news.stored)
+        message.kv_events.removed.extend(news.removed)
+    return message
 
 
 def output_to_pb(output: Output) -> workers_pb2.Output:
@@ -25,6 +32,7 @@ def output_to_pb(output: Output) -> workers_pb2.Output:
         committed=facts.committed,
         kv_lost=kv_lost_to_pb(facts.kv_lost),
         finish_reason=finish_reason_to_pb(facts.finish_reason),
+        logprobs=map(logprobs_to_pb, output.logprobs),
     )
     if facts.timing is not None:
         message.timing.CopyFrom(handoff_timing_to_pb(facts.timing))

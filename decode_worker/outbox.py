@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from core.errors import BatonError
 from core.ids import HandoffId
-from core.request import Fence, FinishReason
+from core.request import Fence, FinishReason, TokenLogprobs
 from core.timing import HandoffTiming
 from core.work import KvLostReason
 
@@ -65,6 +65,8 @@ class Output:
     first_position: int
     token_ids: Sequence[int]
     facts: Facts
+    logprobs: Sequence[TokenLogprobs] = ()
+    """Of the tokens, one by one; empty unless all have them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,8 @@ class Letters:
     base: int
     """Position of the first unread token."""
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    """Of `token_ids`, one by one."""
     num_told: int = 0
     """Of `token_ids`, in the present subscription."""
     facts: Facts = NOTHING
@@ -99,6 +103,7 @@ class Letters:
         if not token_ids and new == NOTHING:
             return None
         first_position = self.base + self.num_told
+        logprobs = [known for known in self.logprobs[self.num_told :] if known is not None]
         self.num_told, self.told = len(self.token_ids), self.facts
         return Output(
             handoff_id=self.handoff_id,
@@ -106,12 +111,13 @@ class Letters:
             first_position=first_position,
             token_ids=token_ids,
             facts=new,
+            logprobs=logprobs if len(logprobs) == len(token_ids) else (),
         )
 
     def ack(self, next_position: int) -> int:
         """Forget tokens below `next_position`; cumulative. Returns how many."""
         num_read = min(max(0, next_position - self.base), len(self.token_ids))
-        del self.token_ids[:num_read]
+        del self.token_ids[:num_read], self.logprobs[:num_read]
         self.base += num_read
         self.num_told = max(0, self.num_told - num_read)
         return num_read
@@ -165,11 +171,19 @@ class Outbox:
             self._ended.pop(handoff_id, None)
             self.num_unacked -= len(letters.token_ids)
 
-    def put(self, letters: Letters, token_ids: Sequence[int], facts: Facts) -> None:
-        """Add tokens; `facts` are all that hold now. Nothing follows an end or a close."""
+    def put(
+        self,
+        letters: Letters,
+        token_ids: Sequence[int],
+        facts: Facts,
+        logprobs: Sequence[TokenLogprobs | None] = (),
+    ) -> None:
+        """Add tokens, with a log-probability each or none at all; `facts` are all that hold now.
+        Nothing follows an end or a close."""
         if self._letters.get(letters.handoff_id) is not letters or letters.facts.is_end:
             return
         letters.token_ids += token_ids
+        letters.logprobs += logprobs or [None] * len(token_ids)
         letters.facts = facts
         self.num_unacked += len(token_ids)
         self._unread[letters.handoff_id] = letters

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.request import SamplingParams, StopParams
+from core.request import SamplingParams, StopParams, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,12 @@ class BatchEntry:
     """Block table; covers at least `start + len(token_ids)` tokens."""
     sample: SampleSpec | None
     """None for a chunk that is not the prompt's last: nothing is sampled."""
+    kv_start: int = 0
+    """Tokens whose KV is gone: they left the window of every layer, and their blocks are
+    another's. What `block_ids` holds in their place is not read."""
+    copies: Sequence[tuple[int, int]] = ()
+    """(source, target) blocks copied whole before anything of the step is computed: a shared
+    block that this request is about to write into."""
 
     @property
     def stop(self) -> int:
@@ -49,6 +55,6 @@ class StepResult:
     """Per entry of the batch, in its order; None where nothing was sampled."""
 
     token_ids: tuple[int | None, ...]
-    logprobs: tuple[float | None, ...]
-    """Of the sampled token under the model's own distribution, before penalties and filters."""
+    logprobs: tuple[TokenLogprobs | None, ...]
+    """Only of those that asked."""
     compute_s: float

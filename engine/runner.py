@@ -6,9 +6,10 @@ from typing import TypeVar
 import torch
 
 from core.clock import Clock, MonotonicClock
-from core.request import SamplingParams, StopParams
+from core.request import SamplingParams, StopParams, TokenLogprobs
 from engine.attention import StepAttention
 from engine.batch import BatchEntry, SampleSpec, StepResult
+from engine.grammars import GrammarStates
 from engine.kv_cache import KvCache
 from engine.model import LoadedModel
 from engine.sampler import sample
@@ -29,13 +30,16 @@ class Runner:
         num_blocks: int,
         block_size: int,
         num_threads: int,
-        device: str | None = None,
         clock: Clock | None = None,
+        grammars: GrammarStates | None = None,
     ) -> None:
-        self._device = device or model.device
+        """Without `grammars` a request that has one is its caller's mistake."""
+        self._device = model.device
         self._module = model.module.to(self._device)
         self._num_threads = num_threads
+        self._window_tokens = model.spec.window_tokens
         self._clock = clock or MonotonicClock()
+        self._grammars = grammars
         self._scratch_blocks = tuple(
             range(num_blocks, num_blocks + -(-(WARM_UP_TOKENS + 1) // block_size))
         )
@@ -60,10 +64,12 @@ class Runner:
         if torch.get_num_threads() != self._num_threads:
             torch.set_num_threads(self._num_threads)
         with torch.inference_mode():
+            self._check_windows(entries)
             plan = plan_step(entries, self.kv_cache.block_size, self._device)
+            if copies := [pair for entry in entries for pair in entry.copies]:
+                self.kv_cache.copy_blocks(copies)
             logits = self._forward(plan, on_layer)
-            specs = [spec for i in plan.sampled if (spec := entries[i].sample)]
-            token_ids, logprobs = sample(logits, specs) if specs else ([], [])
+            token_ids, logprobs = self._sample(logits, [entries[i] for i in plan.sampled])
             self._synchronize()
         return StepResult(
             token_ids=_spread(plan.sampled, token_ids, len(entries)),
@@ -105,6 +111,30 @@ class Runner:
             written.finish()
         assert isinstance(logits, torch.Tensor)
         return logits
+
+    def _check_windows(self, entries: Sequence[BatchEntry]) -> None:
+        """KV that some layer still looks at must not be gone."""
+        for entry in entries:
+            num_seen = entry.start if self._window_tokens is None else self._window_tokens - 1
+            if entry.kv_start > max(entry.start - num_seen, 0):
+                raise ValueError(
+                    f"entry {entry.key}: tokens before {entry.kv_start} are gone, but token "
+                    f"{entry.start} sees the {num_seen} before it"
+                )
+
+    def _sample(
+        self, logits: torch.Tensor, entries: Sequence[BatchEntry]
+    ) -> tuple[list[int], list[TokenLogprobs | None]]:
+        """One token for each of these entries."""
+        specs = [entry.sample for entry in entries if entry.sample is not None]
+        if not specs:
+            return [], []
+        if not any(spec.sampling.grammar for spec in specs):
+            return sample(logits, specs)
+        assert self._grammars is not None, "the door refuses grammars when there is no compiler"
+        keys = [entry.key for entry in entries]
+        masks = [self._grammars.mask(key, spec) for key, spec in zip(keys, specs, strict=True)]
+        return sample(logits, specs, masks)
 
     def _synchronize(self) -> None:
         if self._device != "cpu":

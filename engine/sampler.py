@@ -1,43 +1,98 @@
-"""From logits to tokens: penalties, filters, and an inverse CDF over keyed random numbers."""
+"""From logits to tokens: penalties, grammars, filters, and an inverse CDF over keyed numbers."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from core.request import TokenLogprobs
 from engine.batch import SampleSpec
 from engine.uniform import uniform
 
 TOP_P_CANDIDATES = 1024
 """Tokens looked at before the whole vocabulary is sorted: a top-k costs a tenth of a sort."""
 
+Masks = Sequence[npt.NDArray[np.uint8] | None]
+"""Per row, one bit per token, lowest bit first, set for those that may come; None allows all."""
 
-def sample(logits: torch.Tensor, specs: Sequence[SampleSpec]) -> tuple[list[int], list[float]]:
-    """One token id and its log-probability (of the raw logits) per row of [row, vocabulary].
 
-    A row's outcome depends on its own logits and spec only.
+def sample(
+    logits: torch.Tensor, specs: Sequence[SampleSpec], masks: Masks = ()
+) -> tuple[list[int], list[TokenLogprobs | None]]:
+    """One token id per row of [row, vocabulary], and its log-probabilities where asked for.
+
+    A row's outcome depends on its own logits, spec and mask only.
     """
     logits = logits.float()
-    adjusted = _adjusted(logits, specs)
+    adjusted = _adjusted(logits, specs, masks)
     token_ids = adjusted.argmax(dim=-1)
     rows = [i for i, spec in enumerate(specs) if spec.sampling.temperature > 0]
     if rows:
         index = torch.tensor(rows, device=logits.device)
         token_ids[index] = _draw(adjusted[index], [specs[i] for i in rows])
-    chosen = logits.gather(1, token_ids[:, None])[:, 0]
-    return token_ids.tolist(), (chosen - logits.logsumexp(dim=-1)).tolist()
+    return token_ids.tolist(), _logprobs(logits, token_ids, specs)
 
 
-def _adjusted(logits: torch.Tensor, specs: Sequence[SampleSpec]) -> torch.Tensor:
-    """Penalties, then bias, then bans; the given tensor unchanged."""
+def _logprobs(
+    logits: torch.Tensor, token_ids: torch.Tensor, specs: Sequence[SampleSpec]
+) -> list[TokenLogprobs | None]:
+    """Of the raw logits, for the rows that ask."""
+    told: list[TokenLogprobs | None] = [None] * len(specs)
+    wanted = {i: k for i, spec in enumerate(specs) if (k := spec.sampling.num_logprobs) is not None}
+    if not wanted:
+        return told
+    index = torch.tensor(list(wanted), device=logits.device)
+    logits = logits[index]
+    norm = logits.logsumexp(dim=-1, keepdim=True)
+    chosen = (logits.gather(1, token_ids[index, None]) - norm)[:, 0].tolist()
+    scores, ids = _top(logits, min(max(wanted.values()), logits.shape[1]))
+    lines = zip(chosen, ids.tolist(), (scores - norm).tolist(), strict=True)
+    for (i, k), (logprob, top_ids, top) in zip(wanted.items(), lines, strict=True):
+        told[i] = TokenLogprobs(logprob, tuple(zip(top_ids[:k], top[:k], strict=True)))
+    return told
+
+
+def _top(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best of each row and their ids; of equals the lower id first.
+
+    The order of equals must not depend on k, which is the most that any row of the batch asks.
+    """
+    values, ids = logits.topk(k, dim=-1)
+    if k == 0:
+        return values, ids
+    ids, order = ids.sort(dim=-1)
+    values, order = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    ids = ids.gather(1, order)
+    # Equals of the k-th that were left out: which ones is topk's whim.
+    cut = ((logits >= values[:, -1:]).sum(dim=-1) > k).nonzero()[:, 0]
+    if len(cut):
+        ids[cut] = logits[cut].sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    return values, ids
+
+
+def _adjusted(logits: torch.Tensor, specs: Sequence[SampleSpec], masks: Masks) -> torch.Tensor:
+    """Penalties, then bias, then bans, then grammars; the given tensor unchanged."""
     changed = [i for i, spec in enumerate(specs) if _adjusts(spec)]
-    if not changed:
+    masked = {i: mask for i, mask in enumerate(masks) if mask is not None}
+    if not changed and not masked:
         return logits
     logits = logits.clone()
     for i in changed:
         _penalise(logits[i], specs[i])
         _bias_and_ban(logits[i], specs[i])
+    if masked:
+        index = torch.tensor(list(masked), device=logits.device)
+        allowed = _unpacked(list(masked.values()), logits)
+        logits[index] = logits[index].masked_fill(~allowed, float("-inf"))
     return logits
+
+
+def _unpacked(masks: Sequence[npt.NDArray[np.uint8]], like: torch.Tensor) -> torch.Tensor:
+    """[row, vocabulary] of bool. Packed to the device: an eighth of the bytes."""
+    packed = torch.from_numpy(np.stack(masks)).to(like.device)
+    bits = 2 ** torch.arange(8, dtype=torch.uint8, device=like.device)
+    return (packed[:, :, None] & bits).flatten(1)[:, : like.shape[1]] != 0
 
 
 def _adjusts(spec: SampleSpec) -> bool:

@@ -10,7 +10,7 @@ from core.work import KvLostReason
 from kv_transfer.errors import KvLost
 from kv_transfer.result import FetchedToken, FetchResult
 from rpc.bounds import Bounds, seconds
-from rpc.convert import finish_reason_from_pb
+from rpc.convert import finish_reason_from_pb, logprobs_from_pb
 from rpc.pb import kv_transfer_pb2 as pb
 
 CARRIER = "grpc"
@@ -89,6 +89,7 @@ def result_of(
         token_id=end.token_id,
         position=end.position,
         finish_reason=finish_reason_from_pb(end.finish_reason),
+        logprobs=logprobs_from_pb(end.logprobs) if end.HasField("logprobs") else None,
     )
     timing = HandoffTiming(
         source_tail_s=end.source_tail_s,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from core.request import FinishReason
+from core.request import FinishReason, TokenLogprobs
 from core.timing import HandoffTiming
 
 
@@ -16,6 +16,8 @@ class FetchedToken:
     """Index among the output tokens; the caller knows how many were forced."""
     finish_reason: FinishReason | None
     """Set when the answer ended with it: nothing to decode."""
+    logprobs: TokenLogprobs | None = None
+    """When they were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from kv_transfer.errors import LeaseEnded
 from kv_transfer.frames import announce_of
 from kv_transfer.source import NO_ATTEMPT, FirstToken, Outcome, Read, Segment, Source
 from kv_transfer.stores import KvStore
-from rpc.convert import finish_reason_to_pb
+from rpc.convert import finish_reason_to_pb, logprobs_to_pb
 from rpc.kv_wire import write_frame
 from rpc.pb import kv_transfer_pb2 as pb
 
@@ -189,6 +189,7 @@ class Sender:
             token_id=token.token_id,
             position=token.position,
             finish_reason=finish_reason_to_pb(token.finish_reason),
+            logprobs=None if token.logprobs is None else logprobs_to_pb(token.logprobs),
         )
         self._times.put(end, token.sampled_at_s)
         return end

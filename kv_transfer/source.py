@@ -9,7 +9,7 @@ from core.errors import StaleFence
 from core.handoff import SOURCE, SourceEvent, SourceState
 from core.ids import HandoffId
 from core.kv_layout import KvLayout, KvRange, cut_tokens, layer_groups
-from core.request import Fence, FinishReason
+from core.request import Fence, FinishReason, TokenLogprobs
 from kv_transfer.stores import Blocks, Pin
 
 NO_ATTEMPT = Fence(0, 0)
@@ -34,6 +34,8 @@ class FirstToken:
     """Index among the output tokens."""
     finish_reason: FinishReason | None
     sampled_at_s: float
+    logprobs: TokenLogprobs | None = None
+    """When they were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +139,7 @@ class Source:
     target_segment_bytes: int = 1024 * 1024
     frontier: list[int] = field(default_factory=list)
     """Per layer, how many leading tokens are computed."""
+    _held_as: BlockState = BlockState.OWNED
 
     def accept(self, fence: Fence) -> None:
         """The Prefill call of `fence` arrived.
@@ -172,6 +175,7 @@ class Source:
         self.first_token = token
         self.frontier = [self.num_tokens] * self.layout.num_layers
         self.blocks.move(self.block_ids, BlockState.OWNED, BlockState.LEASED)
+        self._held_as = BlockState.LEASED
         self.expires_at_s = now_s + self.lease_ttl_s
         return True
 
@@ -226,6 +230,14 @@ class Source:
         if self._advance(event.get(outcome, SourceEvent.ABORT)):
             self._end(outcome)
 
+    def hand_over(self) -> tuple[int, ...]:
+        """End the lease as committed; its blocks, OWNED now, are the caller's."""
+        self._advance(SourceEvent.COMMIT)
+        held, self.block_ids = self.block_ids, ()
+        self.blocks.move(held, BlockState.LEASED, BlockState.OWNED)
+        self._end(Outcome.COMMITTED)
+        return held
+
     def expire(self, now_s: float) -> bool:
         """End the lease or the wait if its time has passed; whether it did."""
         if now_s < self.expires_at_s or self.state is SourceState.ENDED:
@@ -262,7 +274,7 @@ class Source:
     def _end(self, outcome: Outcome) -> None:
         self.outcome = outcome
         held, self.block_ids = self.block_ids, ()
-        self.blocks.release(held)
+        self.blocks.release(held, self._held_as)
 
     def _advance(self, event: SourceEvent) -> bool:
         state = SOURCE.advance(self.state, event)

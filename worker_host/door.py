@@ -1,17 +1,28 @@
 """Who may come in: refuses work before anything is allocated for it."""
 
-from core.errors import Draining, FieldViolation, Incompatible, InvalidRequest
+from collections.abc import Callable
+
+from core.errors import Draining, FieldViolation, Incompatible, InvalidRequest, Unsupported
 from core.ids import Fingerprint
+from core.request import Grammar
 from core.work import WorkRequest
 
 
 class Door:
     """Open until the instance drains."""
 
-    def __init__(self, fingerprint: Fingerprint, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self,
+        fingerprint: Fingerprint,
+        num_blocks: int,
+        block_size: int,
+        check_grammar: Callable[[Grammar], None] | None = None,
+    ) -> None:
+        """`check_grammar` raises InvalidRequest for what the engine could not follow."""
         self._fingerprint = fingerprint
         self._num_blocks = num_blocks
         self._block_size = block_size
+        self._check_grammar = check_grammar
         self.is_draining = False
 
     def check(self, work: WorkRequest, *, num_kv_tokens: int) -> None:
@@ -27,3 +38,8 @@ class Door:
             size = f"{num_kv_tokens} tokens need {num_needed} KV blocks of {self._block_size}"
             here = f"this instance has {self._num_blocks}"
             raise InvalidRequest((FieldViolation("prompt_token_ids", f"{size}, {here}"),))
+        # Last: it may take milliseconds.
+        if (grammar := work.sampling.grammar) is not None:
+            if self._check_grammar is None:
+                raise Unsupported("this instance serves no grammars")
+            self._check_grammar(grammar)

@@ -1,9 +1,11 @@
 """What differs between reading prompts and writing answers, as the step loop sees it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Protocol
 
+from core.request import TokenLogprobs
 from engine.batch import BatchEntry
 
 
@@ -24,6 +26,13 @@ class StepOutcome:
     began_at_s: float
     """Both are moments on this host's clock."""
     ended_at_s: float
+    logprobs: Sequence[TokenLogprobs | None] = ()
+    """Of the tokens, one by one; empty: of none."""
+
+    @property
+    def samples(self) -> Iterable[tuple[int | None, TokenLogprobs | None]]:
+        """Each entry's token, with its log-probabilities where asked for."""
+        return zip_longest(self.token_ids, self.logprobs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +48,8 @@ class PhaseLoad:
     """Prompts known to prefill, leased ones included."""
     num_answers: int = 0
     """Committed answers known to decode."""
+    num_swapped: int = 0
+    """Of them, those whose KV is in host memory, or on its way there or back."""
 
     @property
     def num_known(self) -> int:

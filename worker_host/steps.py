@@ -95,12 +95,16 @@ class StepLoop:
         ended_at_s = self.clock.now_s()
         start = 0
         for phase, work in zip(self.phases, works, strict=True):
-            token_ids = result.token_ids[start : start + len(work.entries)]
-            start += len(work.entries)
+            rows = slice(start, start + len(work.entries))
+            start = rows.stop
             if work.entries:
-                phase.absorb(
-                    StepOutcome(token_ids=token_ids, began_at_s=began_at_s, ended_at_s=ended_at_s)
+                outcome = StepOutcome(
+                    token_ids=result.token_ids[rows],
+                    logprobs=result.logprobs[rows],
+                    began_at_s=began_at_s,
+                    ended_at_s=ended_at_s,
                 )
+                phase.absorb(outcome)
 
     def _on_layer(
         self, works: Sequence[PhaseWork], loop: asyncio.AbstractEventLoop

@@ -1,5 +1,6 @@
 """Each position is told in order, none twice in a subscription, and all in the end."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from hypothesis import settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from core.ids import HandoffId
-from core.request import Fence, FinishReason
+from core.request import Fence, FinishReason, TokenLogprobs
 from core.timing import HandoffTiming
 from core.work import KvLostReason
 from decode_worker.outbox import MAX_ENDED, NOTHING, Ack, Facts, Failure, Letters, Outbox
@@ -33,6 +34,39 @@ def test_everything_unread_goes_into_one_output() -> None:
         committed=True, timing=HandoffTiming(), finish_reason=FinishReason.STOP
     )
     assert outbox.take() == []
+
+
+def logprobs_of(token_ids: Iterable[int]) -> list[TokenLogprobs]:
+    """Of these tokens, and no others."""
+    return [TokenLogprobs(-float(token_id)) for token_id in token_ids]
+
+
+def test_logprobs_stay_with_their_tokens() -> None:
+    outbox = Outbox()
+    letters = opened(outbox)
+    for token_id in range(4):
+        outbox.put(letters, (token_id,), NOTHING, logprobs_of((token_id,)))
+    outbox.take()
+    outbox.put(letters, (4,), NOTHING, logprobs_of((4,)))
+    (output,) = outbox.take()
+    assert (output.first_position, output.logprobs) == (4, logprobs_of((4,)))
+    outbox.ack(Ack(handoff_id=ID, next_position=1))
+    outbox.subscribe([Ack(handoff_id=ID, next_position=2)])
+    (output,) = outbox.take()
+    assert (output.first_position, list(output.token_ids)) == (2, [2, 3, 4])
+    assert output.logprobs == logprobs_of((2, 3, 4))
+
+
+def test_logprobs_that_would_not_line_up_are_not_told() -> None:
+    outbox = Outbox()
+    letters = opened(outbox)
+    outbox.put(letters, (7,), NOTHING)
+    outbox.put(letters, (8,), NOTHING, logprobs_of((8,)))
+    (output,) = outbox.take()
+    assert (list(output.token_ids), output.logprobs) == ([7, 8], ())
+    outbox.subscribe([Ack(handoff_id=ID, next_position=1)])
+    (output,) = outbox.take()
+    assert output.logprobs == logprobs_of((8,))
 
 
 def test_a_fact_is_told_once_per_subscription() -> None:
@@ -136,7 +170,8 @@ class OutboxMachine(RuleBasedStateMachine):
         new = list(range(len(sent), len(sent) + num_tokens))
         sent += new
         reason = FinishReason.STOP if ends else None
-        self.outbox.put(letters, new, replace(letters.facts, committed=True, finish_reason=reason))
+        facts = replace(letters.facts, committed=True, finish_reason=reason)
+        self.outbox.put(letters, new, facts, logprobs_of(new))
 
     @rule()
     def receive(self) -> None:
@@ -144,6 +179,7 @@ class OutboxMachine(RuleBasedStateMachine):
             read = self.read[output.handoff_id]
             assert output.first_position == len(read.tokens)
             assert output.token_ids or output.facts != NOTHING
+            assert list(output.logprobs) == logprobs_of(output.token_ids)
             read.tokens += output.token_ids
             read.is_over = read.is_over or output.facts.is_end
 

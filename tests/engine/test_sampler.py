@@ -5,6 +5,8 @@ from collections import Counter
 from dataclasses import replace
 from random import Random
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +16,12 @@ from core.request import SamplingParams, StopParams
 from engine.batch import SampleSpec
 from engine.sampler import sample
 from tests.engine.tiny import GREEDY, sample_spec
+
+
+def packed(allowed: set[int], vocab_size: int = 6) -> npt.NDArray[np.uint8]:
+    """A mask as grammars give it."""
+    return np.packbits([i in allowed for i in range(vocab_size)], bitorder="little")
+
 
 LOGITS = torch.tensor([[2.0, 1.0, 3.0, -1.0, 0.0, 2.5]])
 PROBS = LOGITS[0].double().softmax(-1)
@@ -121,11 +129,65 @@ def test_stop_ids_are_banned_before_min_tokens(
     assert sample(LOGITS, [spec])[0] == [want]
 
 
-def test_logprob_is_the_models_own() -> None:
-    specs = [sample_spec(), sample_spec(sampling=SamplingParams(temperature=0.5, top_k=1))]
-    token_ids, logprobs = sample(LOGITS.expand(2, -1), specs)
-    assert token_ids == [2, 2]
-    assert logprobs == pytest.approx([math.log(PROBS[2])] * 2, abs=1e-6)
+def test_logprobs_are_the_models_own() -> None:
+    """Whatever biases, grammars and temperatures make of it; only of rows that ask."""
+    changes: list[dict[str, object]] = [
+        {"num_logprobs": 2},
+        {},
+        {"num_logprobs": 0, "temperature": 0.5, "top_k": 1},
+        {"num_logprobs": 20, "logit_bias": {2: -100.0}},
+        {"num_logprobs": 1},
+    ]
+    specs = [sample_spec(sampling=replace(GREEDY, **c)) for c in changes]  # type: ignore[arg-type]
+    token_ids, logprobs = sample(LOGITS.expand(5, -1), specs, [None] * 4 + [packed({4})])
+    assert token_ids == [2, 2, 2, 5, 4]
+    assert logprobs[1] is None
+    falling = [2, 5, 0, 1, 4, 3]
+    for row, num_top in ((0, 2), (2, 0), (3, 6), (4, 1)):
+        told = logprobs[row]
+        assert told is not None
+        assert told.logprob == pytest.approx(math.log(PROBS[token_ids[row]]), abs=1e-6)
+        assert [token_id for token_id, _ in told.top] == falling[:num_top]
+        for token_id, logprob in told.top:
+            assert logprob == pytest.approx(math.log(PROBS[token_id]), abs=1e-6)
+
+
+def test_equally_likely_tokens_are_told_by_rising_id() -> None:
+    """However many the other rows ask for."""
+    logits = torch.zeros(2, 3000)
+    logits[:, 7] = 1.0
+    specs = [sample_spec(sampling=replace(GREEDY, num_logprobs=k)) for k in (5, 20)]
+    tops = [[token_id for token_id, _ in told.top] for told in sample(logits, specs)[1] if told]
+    assert tops == [[7, 0, 1, 2, 3], [7, *(i for i in range(20) if i != 7)]]
+    few = torch.zeros(1, 30)
+    few[0, 11:] = -1.0
+    (told,) = sample(few, specs[1:])[1]
+    assert told is not None
+    assert [token_id for token_id, _ in told.top] == list(range(20))
+
+
+MASKS = [
+    # id                      allowed    parameters                       kept
+    ("greedy", {0, 3}, {"temperature": 0.0}, {0}),
+    ("drawn", {0, 3}, {}, {0, 3}),
+    ("before filters", {0, 1, 3}, {"top_k": 2}, {0, 1}),
+    ("after biases", {0, 1}, {"logit_bias": {1: 100.0, 4: 100.0}}, {1}),
+    ("one token", {3}, {"top_p": 0.1}, {3}),
+]
+
+
+@pytest.mark.parametrize(
+    ("mask", "params", "kept"), [m[1:] for m in MASKS], ids=[m[0] for m in MASKS]
+)
+def test_only_what_a_mask_allows_is_sampled(
+    mask: set[int], params: dict[str, object], kept: set[int]
+) -> None:
+    sampling = replace(SamplingParams(), **params)  # type: ignore[arg-type]
+    specs = [sample_spec(sampling=replace(sampling, seed=seed)) for seed in range(2000)]
+    masks = [packed(mask), None] * 1000
+    token_ids, _ = sample(LOGITS.expand(2000, -1), specs, masks)
+    assert set(token_ids[::2]) == kept
+    assert set(token_ids[1::2]) - kept, "rows without a mask are free"
 
 
 def test_logits_are_left_as_given() -> None:
@@ -176,6 +238,7 @@ specs_strategy = st.builds(
         frequency_penalty=st.sampled_from([0.0, 0.5]),
         logit_bias=st.sampled_from([{}, {3: 4.0, 7: -100.0}]),
         seed=st.integers(0, 2**64 - 1),
+        num_logprobs=st.sampled_from([None, 0, 3, 20]),
     ),
     stop=st.builds(
         StopParams,
@@ -187,14 +250,24 @@ specs_strategy = st.builds(
 )
 
 
+MASK_OF = {"a": packed({4, 9, 31}, 50), "b": packed(set(range(10, 50)), 50)}
+
+
 @settings(deadline=None)
 @given(st.lists(specs_strategy, min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_a_row_does_not_depend_on_its_batch(specs: list[SampleSpec], random: Random) -> None:
     generator = torch.Generator().manual_seed(random.randrange(2**31))
     logits = torch.randn(len(specs), 50, generator=generator) * 3
-    together = sample(logits, specs)[0]
-    alone = [sample(logits[i : i + 1], [spec])[0][0] for i, spec in enumerate(specs)]
+    # Coarse, so that there are equals among the likeliest.
+    logits = logits.round(decimals=random.choice([0, 6]))
+    masks = [random.choice([None, *MASK_OF.values()]) for _ in specs]
+    together = list(zip(*sample(logits, specs, masks), strict=True))
+    alone = [
+        (tokens[0], told[0])
+        for i, spec in enumerate(specs)
+        for tokens, told in [sample(logits[i : i + 1], [spec], masks[i : i + 1])]
+    ]
     order = random.sample(range(len(specs)), len(specs))
-    shuffled = sample(logits[order], [specs[i] for i in order])[0]
+    shuffled = sample(logits[order], [specs[i] for i in order], [masks[i] for i in order])
     assert together == alone
-    assert shuffled == [together[i] for i in order]
+    assert list(zip(*shuffled, strict=True)) == [together[i] for i in order]
