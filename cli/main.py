@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from core.limits import MAX_LOGPROBS, MAX_PRIORITY
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -21,17 +23,25 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 
 
 @app.command()
-def fetch() -> None:
-    """Fetch the default model (SmolLM2-135M-Instruct, 93 MB) and convert it, once."""
+def fetch(
+    model: Annotated[
+        str, typer.Argument(help="A .gguf file or hf:ORG/NAME@COMMIT; default: the default model.")
+    ] = "",
+) -> None:
+    """Fetch a model and convert it, once; by default SmolLM2-135M-Instruct (93 MB)."""
     from cli.fetch import fetch_model
 
-    fetch_model()
+    fetch_model(model)
 
 
 @app.command()
 def serve(  # noqa: PLR0913 - each is an option of the command line
     model: Annotated[
-        Path | None, typer.Option(help="Model folder; default: the plan's, else the default model.")
+        str | None,
+        typer.Option(
+            help="Folder of safetensors, .gguf file or hf:ORG/NAME@COMMIT; default: the plan's, "
+            "else the default model."
+        ),
     ] = None,
     plan: Annotated[
         Path | None, typer.Option(help="plan.toml; default: one prefill, one decode, one router.")
@@ -74,11 +84,32 @@ def generate(  # noqa: PLR0913 - each is an option of the command line
     max_tokens: Annotated[int, typer.Option(help="Output tokens at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampled output repeatable.")] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=MAX_LOGPROBS,
+            help="With --json: log-probabilities of each token and of so many likeliest.",
+        ),
+    ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="File; the answer must match it."),
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="The answer must match it.")] = None,
+    tenant: Annotated[str, typer.Option(help="On whose behalf.")] = "",
+    priority: Annotated[
+        int, typer.Option(min=-MAX_PRIORITY, max=MAX_PRIORITY, help="Higher goes first.")
+    ] = 0,
     *,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Ask a running cluster, and stream the answer."""
+    if logprobs is not None and not json_output:
+        raise typer.BadParameter("needs --json", param_hint="--logprobs")
+    if json_schema is not None and regex is not None:
+        raise typer.BadParameter("not together with --json-schema", param_hint="--regex")
     from cli.generate import Question, ask
 
     ask(
@@ -88,6 +119,11 @@ def generate(  # noqa: PLR0913 - each is an option of the command line
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
+            logprobs=logprobs,
+            json_schema=json_schema,
+            regex=regex,
+            tenant=tenant,
+            priority=priority,
             raw=raw,
             json_output=json_output,
         )
@@ -100,3 +136,38 @@ def status(address: AddressOption = None, *, json_output: JsonOption = False) ->
     from cli.status import show_status
 
     show_status(address, json_output=json_output)
+
+
+@app.command()
+def profile(  # noqa: PLR0913 - each is an option of the command line
+    model: Annotated[Path | None, typer.Option(help="Model folder; default: the default.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("profile.json"),
+    budget_s: Annotated[
+        float | None, typer.Option(min=1.0, help="Seconds at most; default 300, with --quick 54.")
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="Measure nothing: say whether --out agrees with this profile."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings as TOML; [engine] counts.")] = None,
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer steps, fewer rounds.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Measure how fast a model is on this machine, and fit the latency model to it.
+
+    An interrupted run, or one whose budget was too short, goes on when it is run again.
+    """
+    from cli.profile import ProfileOptions, run_profile
+
+    run_profile(
+        ProfileOptions(
+            model=model,
+            out=out,
+            budget_s=budget_s,
+            quick=quick,
+            json_output=json_output,
+            compare=compare,
+            config=config,
+        )
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cli.fetch import error_console, serve_extra_missing
+from cli.fetch import error_console, serve_extra_missing, step_lines
 from cli.running import announced
 from core.config import Config, load
 from core.errors import BatonError
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class ServeOptions:
     """The command line."""
 
-    model: Path | None
+    model: str | None
+    """A folder, a .gguf file or hf:ORG/NAME@COMMIT."""
     plan: Path | None
     config: Path | None
     registry: str | None
@@ -37,7 +38,7 @@ def serve_cluster(options: ServeOptions) -> None:
     """Serve until SIGINT or SIGTERM; errors are one message and exit status 1, 2 or 4."""
     console = error_console()
     try:
-        asyncio.run(_serve(_spec(options), console))
+        asyncio.run(_serve(_spec(options, console), console))
     except ModuleNotFoundError as error:
         console.print(serve_extra_missing(error))
         raise typer.Exit(4) from None
@@ -49,7 +50,7 @@ def serve_cluster(options: ServeOptions) -> None:
         raise typer.Exit(2 if error.status == "INVALID_ARGUMENT" else 1) from None
 
 
-def _spec(options: ServeOptions) -> "ClusterSpec":
+def _spec(options: ServeOptions, console: "Console") -> "ClusterSpec":
     from deploy.cluster import ClusterSpec, threads_per_instance
 
     plan = load_plan(options.plan) if options.plan else Plan()
@@ -59,7 +60,7 @@ def _spec(options: ServeOptions) -> "ClusterSpec":
         config = replace(config, engine=engine)
     return ClusterSpec(
         plan=plan,
-        model_dir=_model_dir(options.model, plan),
+        model_dir=_model_dir(options.model or plan.model, console),
         config=config,
         name=options.name,
         registry_url=options.registry,
@@ -68,11 +69,13 @@ def _spec(options: ServeOptions) -> "ClusterSpec":
     )
 
 
-def _model_dir(option: Path | None, plan: Plan) -> Path:
+def _model_dir(name: str, console: "Console") -> Path:
     from deploy.default_model import default_model_dir
+    from deploy.model_source import resolve_model
 
-    if option is not None or plan.model:
-        return (option or Path(plan.model)).expanduser().absolute()
+    if name:
+        with step_lines(console) as on_progress:
+            return resolve_model(name, on_progress)
     folder = default_model_dir()
     if not folder.is_dir():
         raise _NoModel("no model: `baton fetch` fetches the default one, or name one with --model")

@@ -50,7 +50,7 @@ class Plan:
 
     schema: int = SCHEMA
     model: str = ""
-    """A model folder, or empty for the default model."""
+    """A model folder, a .gguf file, hf:ORG/NAME@COMMIT, or empty for the default model."""
     prefill: PoolPlan = field(default_factory=PoolPlan)
     decode: PoolPlan = field(default_factory=PoolPlan)
     mixed: PoolPlan = field(default_factory=lambda: PoolPlan(replicas=0))

@@ -3,18 +3,20 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc.aio
 
 from core.clock import MonotonicClock
-from core.config import Config
+from core.config import Config, EngineConfig
 from core.ids import Fingerprint
 from core.kv_layout import KvLayout
 from core.load import Load
 from core.member import Member
 from core.model_spec import ModelSpec
-from decode_worker.desk import DecodeDesk, DecodeParts
+from core.request import Grammar
+from decode_worker.desk import DecodeDesk
+from decode_worker.parts import DecodeParts
 from decode_worker.service import DecodeService
 from engine.block_allocator import BlockAllocator
 from kv_transfer.book import SourceBook
@@ -52,6 +54,8 @@ class Compute:
     runner: StepRunner
     store: KvStore
     fingerprint: Fingerprint
+    check_grammar: Callable[[Grammar], None] | None = None
+    """Raises InvalidRequest for a grammar that `runner` could not follow; None: it follows none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,8 @@ class Parts:
     member: Member
     step_thread: Executor
     copies: Executor
+    prefix_key: bytes = field(repr=False)
+    """The cluster's secret behind the names of KV blocks."""
     dial: Callable[[str], grpc.aio.Channel]
     stop: asyncio.Event
 
@@ -157,14 +163,14 @@ def _common(parts: Parts) -> _Common:
     engine, handoff = parts.config.engine, parts.config.handoff
     compute, clock = parts.compute, MonotonicClock()
     layout = KvLayout.of(compute.model, engine.block_size)
-    blocks = InstanceBlocks(BlockAllocator(engine.num_blocks, engine.block_size))
+    blocks = _blocks(engine, parts.prefix_key)
     work = asyncio.Event()
     blocks.on_freed(work.set)
     return _Common(
         layout=layout,
         blocks=blocks,
         holds=StepHolds(blocks),
-        door=Door(compute.fingerprint, engine.num_blocks, engine.block_size),
+        door=Door(compute.fingerprint, engine.num_blocks, engine.block_size, compute.check_grammar),
         work=work,
         clock=clock,
         book=SourceBook(layout=layout, blocks=blocks, clock=clock, config=handoff),
@@ -179,6 +185,12 @@ def _common(parts: Parts) -> _Common:
     )
 
 
+def _blocks(engine: EngineConfig, prefix_key: bytes) -> InstanceBlocks:
+    if engine.prefix_cache:
+        return InstanceBlocks.cached(engine.num_blocks, engine.block_size, prefix_key)
+    return InstanceBlocks(BlockAllocator(engine.num_blocks, engine.block_size))
+
+
 def _prefill_parts(parts: Parts, common: _Common) -> PrefillParts:
     worker = parts.config.worker
     return PrefillParts(
@@ -191,6 +203,7 @@ def _prefill_parts(parts: Parts, common: _Common) -> PrefillParts:
         work=common.work,
         budget=budget_of(parts.member.role, worker),
         max_queued=worker.max_queued,
+        ageing_s=worker.ageing_s,
         handoff=parts.config.handoff,
     )
 
@@ -200,7 +213,10 @@ def _decode_parts(parts: Parts, common: _Common, load: Callable[[], Load]) -> De
         blocks=common.blocks,
         holds=common.holds,
         layout=common.layout,
-        vocab_size=parts.compute.model.vocab_size,
+        model=parts.compute.model,
+        store=parts.compute.store,
+        copies=parts.copies,
+        num_swap_blocks=parts.config.engine.num_swap_blocks,
         door=common.door,
         clock=common.clock,
         work=common.work,

@@ -18,6 +18,7 @@ from core.ids import InstanceId, RouterId
 from core.member import Role
 from core.plan import Plan, PoolPlan
 from deploy.actors import READY_TIMEOUT_S, ServiceActor, StartFailed
+from deploy.check_model import check_model
 from deploy.instance import InstanceSpec
 from deploy.memory import available_memory_bytes, check_memory, cluster_bytes
 from deploy.ray_runtime import private_ray
@@ -205,7 +206,7 @@ async def start_cluster(
 
     Raises a BatonError when it cannot start: model, port and memory are looked at first.
     """
-    _check(spec)
+    await _check(spec)
     async with AsyncExitStack() as stack:
         url = spec.registry_url
         if url is None:
@@ -227,7 +228,7 @@ async def start_cluster(
             await cluster.stop(spec.drain_s)
 
 
-def _check(spec: ClusterSpec) -> None:
+async def _check(spec: ClusterSpec) -> None:
     """Raise what a cluster would die of, before anything is started."""
     if not (spec.model_dir / "config.json").is_file():
         raise ModelError(f"{spec.model_dir}: no config.json, so not a model directory")
@@ -236,6 +237,8 @@ def _check(spec: ClusterSpec) -> None:
     )
     if spec.router_port:
         check_port(spec.router_port)
+    # Last: it takes seconds, the others nothing.
+    await check_model(spec.model_dir)
 
 
 def check_port(port: int) -> None:

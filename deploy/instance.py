@@ -5,21 +5,26 @@ python -m deploy.instance --spec-json JSON
 
 import asyncio
 import json
+import logging
 import secrets
 import socket
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from core.config import Config, build
-from core.errors import ConfigError
+from core.errors import BatonError, ConfigError
 from core.ids import InstanceId
 from core.member import Member, Role
+from core.prefix import KEY_BYTES
 from core.work import PROTOCOL_VERSION
 from deploy.assembly import SERVICE_NAMES, Compute, Parts, assemble
 from deploy.fingerprint import config_digest, fingerprint
+from registry.api import Registry, RegistryUnavailable
 from registry.connect import connect
 from registry.heartbeat import keep_announced
 from rpc.dial import ChannelPool
@@ -27,8 +32,11 @@ from rpc.options import Plane
 from rpc.process import run_process
 from rpc.serve import Life, Loop, Server, bind, serve
 from rpc.serve import build as build_server
+from text.grammar import GrammarCompiler
 from text.tokenizer import Tokenizer
 from worker_host.callbacks import CallbackErrors
+
+logger = logging.getLogger(__name__)
 
 NUM_COPY_THREADS = 2
 """One gathers while the other scatters; a copy holds no lock while it moves bytes."""
@@ -76,16 +84,25 @@ class InstanceSpec:
 def load_compute(spec: InstanceSpec) -> Compute:
     """Load the model and warm it up; takes seconds to minutes."""
     # Here and not above: whoever only names an InstanceSpec needs no torch.
+    from engine.grammars import GrammarStates
     from engine.model import load_model
     from engine.runner import Runner
+    from engine.self_check import check_against_eager
 
     engine = spec.config.engine
     loaded = load_model(spec.model_dir, dtype=engine.dtype, device=engine.device)
+    check_against_eager(loaded, num_threads=engine.num_threads)
+    grammars = GrammarCompiler.load(
+        spec.model_dir,
+        vocab_size=loaded.spec.vocab_size,
+        eos_token_ids=loaded.spec.eos_token_ids,
+    )
     runner = Runner(
         loaded,
         num_blocks=engine.num_blocks,
         block_size=engine.block_size,
         num_threads=engine.num_threads,
+        grammars=GrammarStates(grammars),
     )
     runner.warm_up()
     digest = Tokenizer.load(spec.model_dir).digest
@@ -94,6 +111,7 @@ def load_compute(spec: InstanceSpec) -> Compute:
         runner=runner,
         store=runner.kv_cache,
         fingerprint=fingerprint(loaded.spec, digest, config_digest(spec.model_dir)),
+        check_grammar=grammars.check,
     )
 
 
@@ -119,16 +137,33 @@ async def run_instance(
             stack.push_async_callback(channels.close)
             server = await build_server(Plane.WORKER, SERVICE_NAMES)
             address = f"{spec.host}:{bind(server, f'{spec.host}:{spec.port}')}"
+            registry = _registry(spec)
+            if registry is not None:
+                stack.push_async_callback(registry.close)
             parts = Parts(
                 config=spec.config,
                 compute=compute,
                 member=member_of(spec, compute, address),
                 step_thread=step_thread,
                 copies=copies,
+                prefix_key=await prefix_key(registry),
                 dial=channels.get,
                 stop=stop,
             )
-            await _serve(spec, parts, server, ready)
+            await _serve(spec, parts, server, registry, ready)
+
+
+async def prefix_key(registry: Registry | None) -> bytes:
+    """The cluster's, so that routers and instances name a block alike; else one of our own."""
+    own = secrets.token_bytes(KEY_BYTES)
+    if registry is None:
+        return own
+    try:
+        return await registry.shared_key(own)
+    except RegistryUnavailable as error:
+        # Hits within this instance stay right: only nobody else can foresee them.
+        logger.warning("prefix key of our own: %s", error)
+        return own
 
 
 def member_of(spec: InstanceSpec, compute: Compute, address: str) -> Member:
@@ -153,8 +188,16 @@ def member_of(spec: InstanceSpec, compute: Compute, address: str) -> Member:
     )
 
 
+def _registry(spec: InstanceSpec) -> Registry | None:
+    return None if spec.registry_url is None else connect(spec.registry_url, spec.cluster)
+
+
 async def _serve(
-    spec: InstanceSpec, parts: Parts, server: Server, ready: Callable[[str], None]
+    spec: InstanceSpec,
+    parts: Parts,
+    server: Server,
+    registry: Registry | None,
+    ready: Callable[[str], None],
 ) -> None:
     assembled = assemble(parts, server)
     is_ready = asyncio.Event()
@@ -169,18 +212,20 @@ async def _serve(
     errors = CallbackErrors()
     asyncio.get_running_loop().set_exception_handler(errors.handle)
     loops: list[Loop] = [*assembled.loops, errors.run, say_ready]
-    if spec.registry_url is None:
-        await serve(server, loops, life)
-        return
-    registry = connect(spec.registry_url, spec.cluster)
-    # Never set: it is a member until it has drained, and is withdrawn by the cancel.
-    left = asyncio.Event()
-    loops.insert(0, lambda: keep_announced(registry, lambda: parts.member, stop=left))
+    if registry is not None:
+        # Never set: it is a member until it has drained, and is withdrawn by the cancel.
+        left = asyncio.Event()
+        loops.insert(0, partial(keep_announced, registry, lambda: parts.member, stop=left))
+    await serve(server, loops, life)
+
+
+def main() -> None:
+    """Serve; an error of ours is one line on standard error and exit status 1."""
     try:
-        await serve(server, loops, life)
-    finally:
-        await registry.close()
+        run_process("python -m deploy.instance", InstanceSpec.from_json, run_instance)
+    except BatonError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    run_process("python -m deploy.instance", InstanceSpec.from_json, run_instance)
+    main()

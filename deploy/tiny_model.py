@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from deploy.gguf_checkpoint import LAYER_TENSORS, Array, hf_name, write_checkpoint
+from deploy.gguf_architectures import LAYER_TENSORS
+from deploy.gguf_checkpoint import Array, hf_name, write_checkpoint
 
 HEAD_DIM = 16
 HIDDEN_SIZE = 64

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, GenerationConfig
 from transformers.masking_utils import AttentionMaskInterface
 
 from core.errors import ModelError
 from core.model_spec import ModelSpec
 from engine import attention
+from engine.architecture import one_line, read_config
+from engine.checkpoint import check_loading, quiet_transformers
 from engine.kv_cache import TORCH_DTYPES
+from engine.weight_files import weight_files
 
 DIGEST_CHUNK_BYTES = 16 * 1024 * 1024
+EVERY_LAYER_SLIDES = frozenset({"mistral", "mixtral", "phi3", "qwen3_moe", "starcoder2"})
+"""Where `sliding_window` is set and the config lists no `layer_types`; others are not trusted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +41,12 @@ def load_model(model_dir: Path, *, dtype: str = "float32", device: str = "cpu") 
     """
     if dtype not in TORCH_DTYPES:
         raise ModelError(f"dtype {dtype} is not one of {', '.join(TORCH_DTYPES)}")
-    files = _weight_files(model_dir)
-    config = _config(model_dir)
-    spec = _spec(model_dir, config, dtype, weights_digest(files))
+    config = read_config(model_dir)
+    files = weight_files(model_dir)
+    # One read from the disk although two of the memory: the digest maps the pages that the
+    # tensors are then copied from, or stay in where file and model have the same dtype. They are
+    # clean, so a machine short of memory drops them instead of swapping.
+    spec = _spec(model_dir, config, dtype, weights_digest(files.paths))
     module = _module(model_dir, TORCH_DTYPES[dtype]).to(device).eval()
     return LoadedModel(spec=spec, module=module.requires_grad_(False), device=device)
 
@@ -56,49 +63,25 @@ def weights_digest(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _weight_files(model_dir: Path) -> list[Path]:
-    """The safetensors files, sorted by name, each with a whole header and all its bytes."""
-    if not (model_dir / "config.json").is_file():
-        raise ModelError(f"{model_dir}: no config.json, so not a model directory")
-    files = sorted(model_dir.glob("*.safetensors"))
-    if not files:
-        pickles = sorted(p.name for p in (*model_dir.glob("*.bin"), *model_dir.glob("*.pt")))
-        only = f"; {', '.join(pickles)} would run code when loaded" if pickles else ""
-        raise ModelError(f"{model_dir}: no *.safetensors weights{only}")
-    for path in files:
-        try:
-            with safetensors.safe_open(path, framework="pt"):
-                pass
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: damaged or truncated: {error}") from error
-    return files
-
-
-def _config(model_dir: Path) -> Any:  # noqa: ANN401  transformers' configs are duck-typed
-    try:
-        return AutoConfig.from_pretrained(model_dir, local_files_only=True)
-    except Exception as error:  # validators of every architecture raise what they like
-        raise ModelError(f"{model_dir}: config.json cannot be used: {error}") from error
-
-
 def _module(model_dir: Path, dtype: torch.dtype) -> torch.nn.Module:
     _register_attention()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model_dir,
-            dtype=dtype,
-            attn_implementation=attention.NAME,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # as above: whatever it is, the checkpoint cannot be served
-        raise ModelError(f"{model_dir}: cannot be loaded: {error}") from error
-    module, report = loaded
-    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if found := report.get(problem):
-            raise ModelError(f"{model_dir}: {problem.replace('_', ' ')}: {_some(found)}")
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                model_dir,
+                dtype=dtype,
+                attn_implementation=attention.NAME,
+                use_safetensors=True,
+                local_files_only=True,
+                # Told by name and shape below; transformers would only say that there are some.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # whatever it is, the checkpoint cannot be served
+        raise ModelError(f"{model_dir}: cannot be loaded: {one_line(error)}") from error
+    module, loading = loaded
     assert isinstance(module, torch.nn.Module)
+    check_loading(model_dir, module, loading)
     return module
 
 
@@ -129,9 +112,20 @@ def _spec(model_dir: Path, config: Any, dtype: str, digest: str) -> ModelSpec:  
             eos_token_ids=_eos_token_ids(model_dir, text),
             dtype=dtype,
             weights_digest=digest,
+            window_tokens=_window_tokens(text),
         )
     except AttributeError as error:
         raise ModelError(f"{model_dir}: config.json lacks a size: {error}") from error
+
+
+def _window_tokens(config: Any) -> int | None:  # noqa: ANN401
+    """None unless it is certain that every layer slides: KV dropped in error is a wrong answer."""
+    layers = getattr(config, "layer_types", None)
+    if layers:
+        slides = all(layer == "sliding_attention" for layer in layers)
+    else:
+        slides = config.model_type in EVERY_LAYER_SLIDES
+    return (slides and getattr(config, "sliding_window", None)) or None
 
 
 def _eos_token_ids(model_dir: Path, config: Any) -> tuple[int, ...]:  # noqa: ANN401
@@ -143,9 +137,3 @@ def _eos_token_ids(model_dir: Path, config: Any) -> tuple[int, ...]:  # noqa: AN
     if given is None:
         return ()
     return (given,) if isinstance(given, int) else tuple(given)
-
-
-def _some(names: Iterable[object], limit: int = 5) -> str:
-    listed = sorted(str(name) for name in names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more

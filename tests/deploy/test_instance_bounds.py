@@ -214,7 +214,8 @@ async def test_prompts_wait_for_memory_in_order() -> None:
     async with instance(Role.PREFILL, SMALL) as prefill:
         first = prefill.prefill.Prefill(prefill_request(work(LONG)))
         assert [(await read(first)).WhichOneof("event") for _ in range(2)] == ["started", "token"]
-        second = prefill.prefill.Prefill(prefill_request(work(LONG, handoff_id="second/0")))
+        other = LONG[::-1]  # not a prefix hit, which would need one block
+        second = prefill.prefill.Prefill(prefill_request(work(other, handoff_id="second/0")))
         third = prefill.prefill.Prefill(prefill_request(work((1,), handoff_id="third/0")))
         while (await prefill.status()).load.num_prefilling < 2:
             pass
@@ -244,7 +245,8 @@ async def test_a_handoff_waits_for_room() -> None:
 
 
 async def test_the_later_one_is_preempted_and_the_earlier_one_ends() -> None:
-    async with instance(Role.PREFILL) as prefill, instance(Role.DECODE, SMALL) as decode:
+    config = replace(SMALL, engine=replace(SMALL.engine, num_swap_blocks=0))
+    async with instance(Role.PREFILL) as prefill, instance(Role.DECODE, config) as decode:
         requests = [
             work(tuple(range(n, n + 12)), handoff_id=f"request-{n}/0", max_tokens=20)
             for n in (1, 2)
