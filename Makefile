@@ -17,7 +17,7 @@ demo: setup  ## the main job, for real: two pools on a local Ray, three prompts
 	@$(PYTHON) -m deploy.demo
 
 test: setup  ## all tests, the ones on a local Ray included
-	@$(PYTHON) -m pytest -m "not gpu"
+	@$(PYTHON) -m pytest -m "not gpu and not matrix"
 
 check: setup  ## what needs no cluster, in a minute: format, lint, types, imports, contract, tests
 	@$(PYTHON) -m tools.check

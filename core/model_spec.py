@@ -23,6 +23,9 @@ class ModelSpec:
     """One of DTYPE_BYTES; of weights and KV alike."""
     weights_digest: str
     """Hex digest over all weight bytes; part of the fingerprint."""
+    window_tokens: int | None = None
+    """How many last tokens, its own included, a token sees where every layer slides; None where
+    some layer sees everything."""
 
     @property
     def kv_bytes_per_token(self) -> int:

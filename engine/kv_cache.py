@@ -1,5 +1,6 @@
 """The paged KV tensor of one rank, and copies of token ranges out of and into it."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -74,6 +75,21 @@ class KvCache:
             raise ValueError(f"payload of {got.size} bytes for KV of {np.prod(shape)} bytes")
         runs = self._runs(block_ids, tokens)
         self._copier.write(self._layer_slice(layers), runs, got.reshape(shape))
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks (source, target) in all layers: every source as it was before.
+
+        In the calling thread and, on CUDA, on its current stream: in order with the steps.
+        """
+        targets = Counter(target for _, target in pairs)
+        if twice := [target for target, times in targets.items() if times > 1]:
+            raise ValueError(f"several blocks copied into one: {', '.join(map(str, twice))}")
+        for block_id in (block_id for pair in pairs for block_id in pair):
+            if not 0 <= block_id < self.num_blocks:
+                raise ValueError(f"block {block_id} of {self.num_blocks} cannot be copied")
+        blocks = self.data.view(self.num_layers, 2, self.num_blocks, -1)
+        index = torch.tensor(pairs, dtype=torch.int64, device=self.data.device).reshape(-1, 2)
+        blocks.index_copy_(2, index[:, 1], blocks.index_select(2, index[:, 0]))
 
     def _byte_shape(self, layers: range, tokens: range) -> tuple[int, int, int, int]:
         return len(layers), 2, len(tokens), self.payload_bytes(1, 1) // 2

@@ -23,11 +23,11 @@ class PrefillSpan:
 
     rows: slice
     start: int
-    """Tokens of the request before the chunk."""
+    """Tokens of the request in the cache before the chunk."""
     stop: int
-    """Tokens of the request up to and with the chunk."""
+    """Tokens of the request in the cache up to and with the chunk."""
     index: SlotIndex
-    """Slots of all tokens up to the chunk's end."""
+    """Slots of all these tokens."""
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
     """By sliding window; made by the first layer that needs it."""
 
@@ -38,7 +38,7 @@ class DecodeGroup:
 
     rows: slice
     lengths: torch.Tensor
-    """[entry]: tokens of the request including the new one."""
+    """[entry]: tokens of the request in the cache, including the new one."""
     max_length: int
     padded: bool
     index: SlotIndex
@@ -73,12 +73,12 @@ def plan_step(entries: Sequence[BatchEntry], block_size: int, device: str) -> St
     chunks = [i for i, e in enumerate(entries) if len(e.token_ids) > 1]
     singles = [i for i, e in enumerate(entries) if len(e.token_ids) == 1]
     # Longest first; equal lengths keep the given order.
-    singles.sort(key=lambda i: -entries[i].stop)
+    singles.sort(key=lambda i: entries[i].kv_start - entries[i].stop)
     order = (*chunks, *singles)
     slots = [_slots(entries[i], block_size) for i in order]
     tokens = [np.asarray(entries[i].token_ids, dtype=np.int64) for i in order]
     positions = [np.arange(entries[i].start, entries[i].stop) for i in order]
-    writes = [s[entries[i].start :] for i, s in zip(order, slots, strict=True)]
+    writes = [s[-len(t) :] for s, t in zip(slots, tokens, strict=True)]
     ends = np.cumsum([len(t) for t in tokens])
     sampled = [(i, end - 1) for i, end in zip(order, ends, strict=True) if entries[i].sample]
     return StepPlan(
@@ -104,12 +104,22 @@ def _check(entries: Sequence[BatchEntry], block_size: int) -> None:
                 f"entry {entry.key}: tokens {entry.start} to {entry.stop} "
                 f"in {len(entry.block_ids)} blocks of {block_size}"
             )
+        if not 0 <= entry.kv_start <= entry.start:
+            raise ValueError(
+                f"entry {entry.key}: cached tokens {entry.kv_start} to {entry.start} are no range"
+            )
 
 
 def _slots(entry: BatchEntry, block_size: int) -> Slots:
-    num_blocks = -(-entry.stop // block_size)
-    table = np.asarray(entry.block_ids[:num_blocks], dtype=np.int64)
-    return (table[:, None] * block_size + np.arange(block_size)).reshape(-1)[: entry.stop]
+    """Of the tokens in the cache after the step, in order.
+
+    Everything downstream counts from `kv_start`: masks compare tokens of one request with each
+    other, and positions enter K before it is written.
+    """
+    first, last = entry.kv_start // block_size, -(-entry.stop // block_size)
+    table = np.asarray(entry.block_ids[first:last], dtype=np.int64)
+    slots = (table[:, None] * block_size + np.arange(block_size)).reshape(-1)
+    return slots[entry.kv_start - first * block_size : entry.stop - first * block_size]
 
 
 def _prefill_spans(
@@ -118,7 +128,8 @@ def _prefill_spans(
     row = 0
     for chunk, chunk_slots in zip(chunks, slots, strict=False):
         rows = slice(row, row + len(chunk.token_ids))
-        yield PrefillSpan(rows, chunk.start, chunk.stop, _index(chunk_slots, device))
+        start, stop = chunk.start - chunk.kv_start, chunk.stop - chunk.kv_start
+        yield PrefillSpan(rows, start, stop, _index(chunk_slots, device))
         row = rows.stop
 
 

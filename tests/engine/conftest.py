@@ -1,9 +1,10 @@
-"""The tiny model, saved and loaded once per session."""
+"""The tiny models, saved and loaded once per session."""
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from tests.engine.architectures import Architectures
 from tests.engine.tiny import TinyModel, tiny_config
 
 
@@ -14,3 +15,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     torch.manual_seed(1)
     LlamaForCausalLM(tiny_config()).save_pretrained(directory)
     return TinyModel(directory)
+
+
+@pytest.fixture(scope="session")
+def architectures(tmp_path_factory: pytest.TempPathFactory) -> Architectures:
+    """One of each kind."""
+    return Architectures(tmp_path_factory.mktemp("architectures"))

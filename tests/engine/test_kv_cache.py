@@ -123,6 +123,33 @@ def test_both_copiers_move_the_same_bytes(dtype: str) -> None:
     assert np.array_equal(host.read(layers, runs), payload)
 
 
+COPIES = [
+    # id                   pairs
+    ("nothing", []),
+    ("one", [(7, 3)]),
+    ("one source, two targets", [(7, 3), (7, 0)]),
+    ("a swap", [(7, 3), (3, 7)]),
+    ("a chain", [(7, 3), (3, 5), (5, 11)]),
+    ("to itself", [(7, 7)]),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPE_BYTES)
+@pytest.mark.parametrize("pairs", [c[1] for c in COPIES], ids=[c[0] for c in COPIES])
+def test_blocks_are_copied_whole_and_at_once(dtype: str, pairs: list[tuple[int, int]]) -> None:
+    """In all layers, from what every source held before; other blocks stay as they were."""
+    cache = random_cache(dtype)
+    before = [block_bytes(cache, block_id) for block_id in range(12)]
+    cache.copy_blocks(pairs)
+    sources = {target: source for source, target in pairs}
+    want = [before[sources.get(block_id, block_id)] for block_id in range(12)]
+    assert [block_bytes(cache, block_id) for block_id in range(12)] == want
+
+
+def block_bytes(cache: KvCache, block_id: int) -> bytes:
+    return cache.gather(range(3), (block_id,), range(BLOCK_SIZE)).tobytes()
+
+
 Misuse = Callable[[KvCache], object]
 MISUSES: list[tuple[str, Misuse, str]] = [
     ("short table", lambda c: c.gather(range(3), (1,), range(5)), "up to 5 in 1 blocks of 4"),
@@ -133,6 +160,9 @@ MISUSES: list[tuple[str, Misuse, str]] = [
         lambda c: c.scatter(range(3), TABLE, range(5), memoryview(b"1234")),
         "payload of 4 bytes for KV of 1920",
     ),
+    ("two into one", lambda c: c.copy_blocks([(1, 2), (3, 2)]), "copied into one: 2"),
+    ("no such source", lambda c: c.copy_blocks([(12, 2)]), "block 12 of 12 cannot"),
+    ("no such target", lambda c: c.copy_blocks([(1, -1)]), "block -1 of 12 cannot"),
 ]
 
 

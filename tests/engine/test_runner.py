@@ -16,6 +16,7 @@ from engine.batch import BatchEntry
 from engine.runner import Runner
 from tests.engine.tiny import (
     BLOCK_SIZE,
+    GREEDY,
     NUM_BLOCKS,
     Answer,
     TinyModel,
@@ -196,6 +197,33 @@ def test_on_layer_failure_reaches_the_caller(tiny: TinyModel) -> None:
     assert runner.step([entry]).token_ids[0] is not None
 
 
+def test_blocks_are_copied_before_anything_is_computed(tiny: TinyModel) -> None:
+    """The first request goes on writing into a block that the second took over in part."""
+    runner = tiny.runner()
+    prompt = random_prompt(40, seed=12)
+    first = Answer(prompt, (3, 1, 2, 4))
+    run_step(runner, [first])
+    second = Answer(prompt[:36] + random_prompt(9, seed=13), (3, 1, 7, 8, 9), start=36)
+    entries = [first.next_entry(), replace(second.next_entry(), copies=((2, 7),))]
+    for answer, entry, token_id in zip(
+        (first, second), entries, runner.step(entries).token_ids, strict=True
+    ):
+        answer.absorb(entry, token_id)
+    run_all(runner, [first, second], NUM_TOKENS)
+    assert [list(a.output[:NUM_TOKENS]) for a in (first, second)] == oracle_outputs(
+        tiny, [first, second]
+    )
+
+
+def test_a_refused_batch_copies_nothing(tiny: TinyModel) -> None:
+    runner = tiny.runner()
+    runner.kv_cache.data.normal_()
+    before = runner.kv_cache.data.clone()
+    with pytest.raises(ValueError, match="in 1 blocks of 16"):
+        runner.step([bad_entry(copies=((5, 1),)), bad_entry(block_ids=(1,))])
+    assert torch.equal(runner.kv_cache.data, before)
+
+
 def test_warm_up_leaves_the_allocators_blocks_alone(tiny: TinyModel) -> None:
     runner = tiny.runner()
     runner.warm_up()
@@ -205,13 +233,16 @@ def test_warm_up_leaves_the_allocators_blocks_alone(tiny: TinyModel) -> None:
 def test_step_reports_its_duration_and_logprobs(tiny: TinyModel) -> None:
     prompt = random_prompt(12, seed=2)
     runner = Runner(tiny.loaded, num_blocks=4, block_size=16, num_threads=1, clock=ManualClock(5.0))
-    result = runner.step([Answer(prompt, (3, 1)).next_entry()])
+    asking = sample_spec(prompt, sampling=replace(GREEDY, num_logprobs=0))
+    result = runner.step([replace(Answer(prompt, (3, 1)).next_entry(), sample=asking)])
     with torch.inference_mode():
         want = tiny.oracle(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
     assert result.compute_s == 0.0
     token_id = result.token_ids[0]
     assert token_id is not None
-    assert result.logprobs[0] == pytest.approx(float(want[token_id]), abs=1e-4)
+    told = result.logprobs[0]
+    assert told is not None
+    assert told.logprob == pytest.approx(float(want[token_id]), abs=1e-4)
 
 
 def test_sampled_tokens_do_not_depend_on_the_batch(tiny: TinyModel) -> None:
@@ -239,6 +270,10 @@ BAD_BATCHES = [
     ("no token", [bad_entry(token_ids=())], "entry request: no input tokens"),
     ("short block table", [bad_entry(block_ids=(1,))], "tokens 0 to 20 in 1 blocks of 16"),
     ("negative start", [bad_entry(start=-1)], "tokens -1 to 19"),
+    ("negative rest", [bad_entry(kv_start=-1)], "cached tokens -1 to 0 are no range"),
+    ("forgot what all see", [bad_entry(start=9, kv_start=1)], "before 1 are gone, but token 9 "),
+    ("copy from nowhere", [bad_entry(copies=[(9999, 1)])], "block 9999 of"),
+    ("two copies into one", [bad_entry(copies=[(3, 1), (4, 1)])], "several blocks copied into"),
 ]
 
 

@@ -1,6 +1,7 @@
 """The flat batch: who lies where, which slots are read and written, and what is padded."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,3 +87,43 @@ def test_one_run_of_slots_is_read_in_place() -> None:
     assert plan.write_index == slice(17, 23)
     scattered = plan_step([entry(6, 1, (5, 4))], 4, "cpu")
     assert isinstance(scattered.write_index, torch.Tensor)
+
+
+FORGOTTEN = [
+    # id                         start kv_start want
+    ("nothing", 5, 0, [32, 33, 34, 35, 8, 9]),
+    ("a block", 5, 4, [8, 9]),
+    ("part of a block", 5, 3, [35, 8, 9]),
+    ("all before", 5, 5, [9]),
+]
+
+
+@pytest.mark.parametrize(
+    ("start", "kv_start", "want"), [f[1:] for f in FORGOTTEN], ids=[f[0] for f in FORGOTTEN]
+)
+def test_only_what_is_left_is_read(start: int, kv_start: int, want: list[int]) -> None:
+    """One token more in table (8, 2), alone and as a chunk of its own request."""
+    single = replace(entry(1, start, (8, 2)), kv_start=kv_start)
+    (group,) = plan_step([single], 4, "cpu").decodes
+    assert slots_of(group.index) == want
+    assert (group.lengths.tolist(), group.max_length) == ([len(want)], len(want))
+    chunk = plan_step([replace(entry(2, start, (8, 2)), kv_start=kv_start)], 4, "cpu")
+    (span,) = chunk.prefills
+    assert slots_of(span.index) == [*want, 10]
+    assert (span.start, span.stop) == (start - kv_start, start - kv_start + 2)
+    assert slots_of(chunk.write_index) == [9, 10]
+    assert chunk.position_ids.tolist() == [[5, 6]]
+
+
+def test_forgotten_blocks_are_not_looked_up() -> None:
+    plan = plan_step([replace(entry(1, 9, (-7, -8, 3)), kv_start=8)], 4, "cpu")
+    assert slots_of(plan.decodes[0].index) == [12, 13]
+
+
+def test_entries_are_sorted_and_padded_by_what_is_left() -> None:
+    short = replace(entry(1, 10, (5, 6, 7)), kv_start=9)
+    plan = plan_step([short, entry(1, 2, (1,))], 4, "cpu")
+    assert plan.order == (1, 0)
+    (group,) = plan.decodes
+    assert group.lengths.tolist() == [3, 2]
+    assert slots_of(group.index) == [4, 5, 6, 29, 30, 29]
