@@ -66,10 +66,23 @@ def _as_json(reply: "StatusReply") -> str:
 def _table(router: str, reply: "StatusReply") -> Table:
     table = Table(
         title=f"router {router}: {reply.num_requests} requests running, {reply.num_queued} queued",
-        # Eight columns have to fit into a terminal of 80.
+        # Nine columns have to fit into a terminal of 80.
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
-    columns = ("instance", "role", "address", "link", "prefill", "decode", "blocks", "books")
+    columns = (
+        "instance",
+        "role",
+        "address",
+        "link",
+        "prefill",
+        "decode",
+        "blocks",
+        "hits",
+        "books",
+    )
     for column in columns:
         table.add_column(column, no_wrap=column in ("instance", "address"))
     for instance in reply.instances:
@@ -90,5 +103,6 @@ def _row(instance: "InstanceStatus") -> tuple[str, ...]:
         str(load.num_prefilling),
         str(load.num_decoding + load.num_incoming),
         f"{load.num_blocks - load.num_free_blocks}/{load.num_blocks}",
+        f"{load.num_hit_tokens / load.num_queried_tokens:.0%}" if load.num_queried_tokens else "",
         instance.integrity.problem or ("ok" if instance.HasField("integrity") else "not asked"),
     )

@@ -116,6 +116,8 @@ class RouterConfig:
     """Requests placed at once; more wait."""
     max_queued: int = 1024
     """Requests waiting for admission; more are refused with RESOURCE_EXHAUSTED."""
+    ageing_s: float = 10.0
+    """Waiting this long for admission counts as much as one step of priority."""
     default_timeout_s: float = 600.0
     """Deadline of requests that name none."""
     max_attempts: int = 4
@@ -134,7 +136,7 @@ class RouterConfig:
         yield from _at_least(
             self, 1, "max_running", "max_queued", "max_attempts", "max_client_buffer_bytes"
         )
-        yield from _above_zero(self, "default_timeout_s", "client_stall_s", "silence_s")
+        yield from _above_zero(self, "ageing_s", "default_timeout_s", "client_stall_s", "silence_s")
         if self.policy not in ("least_loaded", "round_robin", "random"):
             yield f"policy must be least_loaded, round_robin or random, got {self.policy!r}"
 

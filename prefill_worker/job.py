@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from core.request import FinishReason
+from core.prefix import BlockHash
+from core.request import FinishReason, TokenLogprobs
 from core.timing import PrefillTiming
 from core.work import WorkRequest
 from engine.batch import BatchEntry, SampleSpec
 from kv_transfer.source import Outcome, Source
 from kv_transfer.stores import Pin
+from policy.fairness import Claim
 
 MAX_EVENTS = 3
 """Started, token, ended: each once."""
@@ -30,6 +32,8 @@ class Sampled:
     token_id: int
     finish_reason: FinishReason | None
     timing: PrefillTiming
+    logprobs: TokenLogprobs | None = None
+    """When they were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +55,21 @@ class PrefillJob:
     """Prompt and forced tokens."""
     only_first_token: bool
     arrived_at_s: float
+    chain: Sequence[BlockHash] = ()
+    """Names of the full blocks of `token_ids`."""
+    waits_for: BlockHash | None = None
+    """Name of a block that another prompt computes."""
     source: Source | None = None
     block_ids: tuple[int, ...] = ()
+    copies: tuple[tuple[int, int], ...] = ()
+    """(shared block, own block): copied by the first step, of which the one chunk is one token."""
     pins: list[Pin] = field(default_factory=list)
     layers: frozenset[int] = field(default_factory=frozenset)
     """After these a segment can leave."""
+    num_hit_tokens: int = 0
+    """Whose KV was there when it started."""
     num_computed: int = 0
+    """Hits included."""
     began_at_s: float | None = None
     """Of the first step."""
     events: asyncio.Queue[Event] = field(default_factory=lambda: asyncio.Queue(MAX_EVENTS))
@@ -65,6 +78,13 @@ class PrefillJob:
     def num_tokens(self) -> int:
         """Whose KV is to be computed."""
         return len(self.token_ids)
+
+    @property
+    def claim(self) -> Claim:
+        """To its turn."""
+        return Claim(
+            tenant=self.work.tenant, priority=self.work.priority, arrived_at_s=self.arrived_at_s
+        )
 
     @property
     def position(self) -> int:
@@ -79,6 +99,7 @@ class PrefillJob:
             start=tokens.start,
             block_ids=self.block_ids,
             sample=self._spec() if tokens.stop == self.num_tokens else None,
+            copies=self.copies,
         )
 
     def _spec(self) -> SampleSpec:

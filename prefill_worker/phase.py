@@ -4,18 +4,18 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from core.blocks import BlockState
 from core.clock import Clock
 from core.config import HandoffConfig
 from core.kv_layout import KvLayout, layer_groups
-from core.request import finish_reason
+from core.request import TokenLogprobs, finish_reason
 from core.timing import PrefillTiming
 from core.work import WorkRequest
 from kv_transfer.book import SourceBook
 from kv_transfer.source import FirstToken, Outcome, Source
 from prefill_worker.job import Ended, PrefillJob, Sampled, Started
-from prefill_worker.scheduler import Chunk, PrefillScheduler
-from worker_host.blocks import MAX_GROWTH_RESERVE, InstanceBlocks
+from prefill_worker.prompt_blocks import PromptBlocks
+from prefill_worker.scheduler import Chunk, PrefillScheduler, Start
+from worker_host.blocks import InstanceBlocks
 from worker_host.door import Door
 from worker_host.holds import StepHolds
 from worker_host.phase import PhaseLoad, PhaseWork, StepOutcome
@@ -37,6 +37,7 @@ class PrefillParts:
     work: asyncio.Event
     budget: RoleBudget
     max_queued: int
+    ageing_s: float
     handoff: HandoffConfig
 
 
@@ -45,7 +46,10 @@ class PrefillPhase:
 
     def __init__(self, parts: PrefillParts) -> None:
         self._parts = parts
-        self._scheduler: PrefillScheduler[PrefillJob] = PrefillScheduler(parts.max_queued)
+        self._scheduler: PrefillScheduler[PrefillJob] = PrefillScheduler(
+            parts.max_queued, ageing_s=parts.ageing_s
+        )
+        self.blocks = PromptBlocks(parts.blocks, parts.budget)
         self._jobs: dict[PrefillJob, None] = {}
         self._chunks: list[Chunk[PrefillJob]] = []
         self._num_layers_told = 0
@@ -56,9 +60,12 @@ class PrefillPhase:
         """Take a prompt into the queue, or refuse it."""
         parts = self._parts
         parts.door.check(work, num_kv_tokens=work.num_input_tokens)
+        token_ids = work.input_token_ids
         job = PrefillJob(
             work=work,
-            token_ids=work.input_token_ids,
+            token_ids=token_ids,
+            # Here and not when its turn comes: a step may be running beside this.
+            chain=parts.blocks.names(work.tenant, token_ids),
             only_first_token=only_first_token,
             arrived_at_s=parts.clock.now_s(),
         )
@@ -80,10 +87,10 @@ class PrefillPhase:
             self._parts.book.end(job.source, Outcome.ABORTED)
 
     def schedule(self, num_others: int) -> PhaseWork:
-        """Chunks of the oldest prompts, up to the role's budget of tokens."""
+        """Chunks of started prompts and of those whose turn it is, up to the role's budget."""
         self._num_others = num_others
         max_tokens = self._parts.budget.step_tokens(num_others)
-        self._chunks = self._scheduler.schedule(max_tokens, self._start)
+        self._chunks = self._scheduler.schedule(max_tokens, self._parts.clock.now_s(), self._start)
         self._num_layers_told = 0
         layers = frozenset[int]().union(*(chunk.job.layers for chunk in self._chunks))
         return PhaseWork([chunk.job.entry(chunk.tokens) for chunk in self._chunks], layers)
@@ -100,14 +107,14 @@ class PrefillPhase:
         """Chunks are computed, and prompts whose last one is among them have their token."""
         self.layer_written(self._parts.layout.num_layers - 1)
         chunks, self._chunks = self._chunks, []
-        for chunk, token_id in zip(chunks, outcome.token_ids, strict=True):
+        for chunk, (token_id, logprobs) in zip(chunks, outcome.samples, strict=True):
             if (job := chunk.job) not in self._jobs:
                 continue
-            job.num_computed = chunk.tokens.stop
+            self.blocks.computed(job, chunk.tokens.stop)
             if job.began_at_s is None:
                 job.began_at_s = outcome.began_at_s
             if token_id is not None:
-                self._sampled(job, token_id, outcome.ended_at_s)
+                self._sampled(job, token_id, logprobs, outcome.ended_at_s)
 
     def load(self) -> PhaseLoad:
         """Prompts that are not computed yet."""
@@ -117,31 +124,31 @@ class PrefillPhase:
             num_prompts=len(self._jobs),
         )
 
-    def _start(self, job: PrefillJob) -> bool:
-        """Take the blocks of the whole prompt, or leave it in the queue."""
+    def _start(self, job: PrefillJob) -> Start:
+        """Take the blocks of the whole prompt; what is cached of it can leave at once."""
         parts = self._parts
-        num_needed = parts.blocks.blocks_for(job.num_tokens)
-        if job.source is None or not self._has_room(num_needed):
-            return False
-        block_ids = parts.blocks.allocate(num_needed, BlockState.OWNED)
-        num_chunk_tokens = min(job.num_tokens, parts.budget.step_tokens(self._num_others))
-        is_on = parts.book.started(job.source, block_ids, job.num_tokens, num_chunk_tokens)
+        started = self.blocks.take(job, self._num_others)
+        if started is not Start.STARTED:
+            return started
+        assert job.source is not None, "whoever is queued was accepted"
+        num_chunk_tokens = min(
+            job.num_tokens - job.num_hit_tokens, parts.budget.step_tokens(self._num_others)
+        )
+        is_on = parts.book.started(job.source, job.block_ids, job.num_tokens, num_chunk_tokens)
         assert is_on, "a prompt whose source has ended has left the queue"
-        job.block_ids = block_ids
-        job.pins.append(parts.holds.hold(block_ids))
+        sources = [source for source, _ in job.copies]
+        job.pins.append(parts.holds.hold((*job.block_ids, *sources)))
         job.layers = self._layers(num_chunk_tokens) if not job.only_first_token else job.layers
         job.events.put_nowait(Started(queue_s=parts.clock.now_s() - job.arrived_at_s))
-        return True
+        self._tell_hits(job)
+        return started
 
-    def _has_room(self, num_needed: int) -> bool:
-        blocks = self._parts.blocks
-        # Running growth comes first, and decode's floor stays; but a prompt larger than the
-        # share may run alone.
-        if num_needed + min(self._num_others, MAX_GROWTH_RESERVE) > blocks.num_free:
-            return False
-        num_held = sum(len(job.block_ids) for job in self._jobs)
-        share = self._parts.budget.max_prompt_blocks(blocks.num_blocks)
-        return not num_held or num_held + num_needed <= share
+    def _tell_hits(self, job: PrefillJob) -> None:
+        """What is copied is in its place only when the step has begun."""
+        size = self._parts.blocks.block_size
+        if (num_tokens := job.num_hit_tokens // size * size) and job.source is not None:
+            for layer in range(self._parts.layout.num_layers):
+                self._parts.book.progress(job.source, layer, num_tokens)
 
     def _layers(self, num_chunk_tokens: int) -> frozenset[int]:
         handoff = self._parts.handoff
@@ -152,7 +159,13 @@ class PrefillPhase:
         )
         return frozenset(group[-1] for group in groups)
 
-    def _sampled(self, job: PrefillJob, token_id: int, sampled_at_s: float) -> None:
+    def _sampled(
+        self,
+        job: PrefillJob,
+        token_id: int,
+        logprobs: TokenLogprobs | None,
+        sampled_at_s: float,
+    ) -> None:
         assert job.source is not None
         assert job.began_at_s is not None
         reason = finish_reason(job.work.stop, job.position + 1, token_id)
@@ -162,14 +175,22 @@ class PrefillPhase:
             position=job.position,
             finish_reason=reason,
             sampled_at_s=sampled_at_s,
+            logprobs=logprobs,
         )
         self._parts.book.finished(job.source, token)
         timing = PrefillTiming(
-            queue_s=job.began_at_s - job.arrived_at_s, compute_s=sampled_at_s - job.began_at_s
+            queue_s=job.began_at_s - job.arrived_at_s,
+            compute_s=sampled_at_s - job.began_at_s,
+            num_hit_tokens=job.num_hit_tokens,
         )
-        job.events.put_nowait(
-            Sampled(position=job.position, token_id=token_id, finish_reason=reason, timing=timing)
+        sampled = Sampled(
+            position=job.position,
+            token_id=token_id,
+            finish_reason=reason,
+            timing=timing,
+            logprobs=logprobs,
         )
+        job.events.put_nowait(sampled)
         if job.only_first_token or reason is not None:
             self.close(job)
 
@@ -177,11 +198,13 @@ class PrefillPhase:
         """The book has released the blocks, whatever the reason."""
         self._jobs.pop(job, None)
         self._leave_steps(job)
+        self.blocks.ended(job)
         job.events.put_nowait(Ended(outcome=source.outcome or Outcome.ABORTED))
         logger.info("prefill ended handoff_id=%s outcome=%s", job.work.handoff_id, source.outcome)
         self._parts.work.set()
 
     def _leave_steps(self, job: PrefillJob) -> None:
         self._scheduler.remove(job)
+        self.blocks.leave_steps(job)
         pins, job.pins = job.pins, []
         self._parts.holds.let_go(pins)

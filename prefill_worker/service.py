@@ -12,7 +12,7 @@ from core.model_spec import ModelSpec
 from kv_transfer.source import Outcome
 from prefill_worker.job import Ended, Event, PrefillJob, Sampled, Started
 from prefill_worker.phase import PrefillPhase
-from rpc.convert import finish_reason_to_pb, work_from_pb
+from rpc.convert import finish_reason_to_pb, logprobs_to_pb, work_from_pb
 from rpc.convert_report import prefill_timing_to_pb
 from rpc.pb import workers_pb2, workers_pb2_grpc
 from rpc.status import status_boundary
@@ -77,6 +77,7 @@ def event_to_pb(event: Event) -> workers_pb2.PrefillEvent:
                 token_id=event.token_id,
                 finish_reason=finish_reason_to_pb(event.finish_reason),
                 timing=prefill_timing_to_pb(event.timing),
+                logprobs=None if event.logprobs is None else logprobs_to_pb(event.logprobs),
             )
         case Ended(outcome=outcome):
             fields["ended"] = workers_pb2.LeaseEnded(outcome=_OUTCOME_TO_PB[outcome])

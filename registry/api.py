@@ -5,6 +5,7 @@ from typing import Protocol
 
 from core.errors import BatonError, ConfigError
 from core.member import Member
+from core.prefix import KEY_BYTES
 
 MAX_PLAN_BYTES = 1024 * 1024
 """A plan of thousands of instances is some hundred KiB of TOML."""
@@ -17,6 +18,12 @@ class RegistryUnavailable(BatonError):
 
     status = "UNAVAILABLE"
     retryable = True
+
+
+class SharedKeyDamaged(RegistryUnavailable):
+    """What the store holds as the cluster's key is none."""
+
+    retryable = False
 
 
 class Registry(Protocol):
@@ -53,6 +60,13 @@ class Registry(Protocol):
         """The plan as last put; None when there is none."""
         ...
 
+    async def shared_key(self, proposal: bytes) -> bytes:
+        """The cluster's secret of KEY_BYTES bytes: the first one that anybody ever proposed.
+
+        It outlives its members. Raises SharedKeyDamaged when the store holds something else.
+        """
+        ...
+
     async def close(self) -> None:
         """End all watches and drop all connections; idempotent."""
         ...
@@ -69,3 +83,17 @@ def check_plan(text: str) -> None:
     num_bytes = len(text.encode())
     if num_bytes > MAX_PLAN_BYTES:
         raise ConfigError((f"plan of {num_bytes} bytes, limit {MAX_PLAN_BYTES}",))
+
+
+def key_to_text(key: bytes) -> str:
+    """As the store keeps it. Refuses a key of another length."""
+    if len(key) != KEY_BYTES:
+        raise ConfigError((f"shared key of {len(key)} bytes, must be {KEY_BYTES}",))
+    return key.hex()
+
+
+def key_from_text(text: str) -> bytes:
+    """What `key_to_text` wrote. Raises SharedKeyDamaged, which never shows it."""
+    if len(text) != 2 * KEY_BYTES or set(text) - set("0123456789abcdef"):
+        raise SharedKeyDamaged(f"shared key: not {2 * KEY_BYTES} hexadecimal digits")
+    return bytes.fromhex(text)

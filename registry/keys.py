@@ -25,6 +25,7 @@ FAMILIES = (
     KeyFamily(suffix="members", holds="sorted set: id by expiry, store's ms", expires=True),
     KeyFamily(suffix="memory", holds="random word; another one: all was lost", expires=True),
     KeyFamily(suffix="plan", holds="the plan's text", expires=False),
+    KeyFamily(suffix="shared-key", holds="secret behind the names of KV blocks", expires=False),
 )
 
 
@@ -43,6 +44,7 @@ class Keys:
         self.members = f"{self.prefix}members"
         self.memory = f"{self.prefix}memory"
         self.plan = f"{self.prefix}plan"
+        self.shared_key = f"{self.prefix}shared-key"
         self.changes_channel = f"{self.prefix}changes"
 
     def member(self, instance_id: InstanceId) -> str:

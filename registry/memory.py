@@ -8,7 +8,13 @@ from core.clock import Clock, MonotonicClock
 from core.ids import InstanceId
 from core.member import Member
 from core.waiting import wait_at_most
-from registry.api import RegistryUnavailable, check_plan, check_ttl
+from registry.api import (
+    RegistryUnavailable,
+    check_plan,
+    check_ttl,
+    key_from_text,
+    key_to_text,
+)
 from registry.view import Snapshot, read_records
 from registry.watching import DEFAULT_PACE, WatchPace, watch
 
@@ -27,6 +33,7 @@ class MemoryStore:
 
     entries: dict[InstanceId, _Entry] = field(default_factory=dict)
     plan: str | None = None
+    shared_key: str | None = field(default=None, repr=False)
     num_flushes: int = 0
     reachable: bool = True
     changes: asyncio.Event = field(default_factory=asyncio.Event)
@@ -40,6 +47,7 @@ class MemoryStore:
         """Forget everything, like FLUSHALL."""
         self.entries.clear()
         self.plan = None
+        self.shared_key = None
         self.num_flushes += 1
         self.nudge()
 
@@ -107,6 +115,14 @@ class MemoryRegistry:
         """The plan as last put."""
         self._check()
         return self.store.plan or None
+
+    async def shared_key(self, proposal: bytes) -> bytes:
+        """The first one proposed."""
+        self._check()
+        text = key_to_text(proposal)
+        if self.store.shared_key is None:
+            self.store.shared_key = text
+        return key_from_text(self.store.shared_key)
 
     async def close(self) -> None:
         """End this handle's watches; the store and other handles live on."""

@@ -13,8 +13,16 @@ from redis.exceptions import RedisError
 
 from core.clock import Clock, MonotonicClock
 from core.member import MAX_MEMBER_JSON_BYTES, Member
+from core.prefix import KEY_BYTES
 from registry import scripts
-from registry.api import MAX_PLAN_BYTES, RegistryUnavailable, check_plan, check_ttl
+from registry.api import (
+    MAX_PLAN_BYTES,
+    RegistryUnavailable,
+    check_plan,
+    check_ttl,
+    key_from_text,
+    key_to_text,
+)
 from registry.keys import Keys
 from registry.view import Snapshot, read_records
 from registry.watching import DEFAULT_PACE, WatchPace, watch
@@ -106,6 +114,14 @@ class RedisRegistry:
         # A range bounds what a damaged store can make us read; an absent key reads as empty.
         data = await self.call(lambda: self._client.getrange(self._keys.plan, 0, MAX_PLAN_BYTES))
         return _text(data) or None
+
+    async def shared_key(self, proposal: bytes) -> bytes:
+        """The first one proposed."""
+        text, key = key_to_text(proposal), self._keys.shared_key
+        await self.call(lambda: self._client.set(key, text, nx=True))
+        # One character more than it may have: a longer one must be seen to be too long.
+        stored = await self.call(lambda: self._client.getrange(key, 0, 2 * KEY_BYTES))
+        return key_from_text(_text(stored))
 
     async def close(self) -> None:
         """End all watches and drop all connections."""

@@ -33,7 +33,8 @@ class InstanceBlocks:
     ) -> None:
         """`cache` is the allocator's keeper; without `hasher` nothing has a name."""
         self.allocator = allocator
-        self.cache = cache or PrefixCache()
+        # Not `or`: an empty cache is false.
+        self.cache = PrefixCache() if cache is None else cache
         self._hasher = hasher
         self._listeners: list[Callable[[], None]] = []
 

@@ -106,5 +106,9 @@ def load_of(loads: Sequence[PhaseLoad], blocks: InstanceBlocks, door: Door) -> L
         num_context_tokens=sum(load.num_context_tokens for load in loads),
         num_free_blocks=blocks.num_free,
         num_blocks=blocks.num_blocks,
+        num_cached_blocks=blocks.allocator.num_cached,
+        num_swapped=sum(load.num_swapped for load in loads),
+        num_queried_tokens=blocks.cache.num_queried_tokens,
+        num_hit_tokens=blocks.cache.num_hit_tokens,
         draining=door.is_draining,
     )

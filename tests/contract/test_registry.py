@@ -10,10 +10,17 @@ from redis.asyncio import Redis
 
 from core.errors import ConfigError
 from core.member import Role
-from registry.api import MAX_PLAN_BYTES, MAX_TTL_S, Registry, RegistryUnavailable
+from registry.api import (
+    MAX_PLAN_BYTES,
+    MAX_TTL_S,
+    Registry,
+    RegistryUnavailable,
+    SharedKeyDamaged,
+)
 from registry.connect import connect
 from registry.embedded import EmbeddedValkey
 from registry.heartbeat import keep_announced
+from registry.keys import Keys
 from registry.memory import MemoryRegistry, MemoryStore
 from registry.watching import WatchPace
 from tests.registry.support import ids, logged, make_member, news, news_until, watching
@@ -30,6 +37,7 @@ class Cluster(Protocol):
     async def flush(self) -> None: ...
     async def lose(self) -> None: ...
     async def bring_back(self) -> None: ...
+    async def damage_shared_key(self, text: str) -> None: ...
 
 
 class MemoryCluster:
@@ -48,6 +56,9 @@ class MemoryCluster:
     async def bring_back(self) -> None:
         self._store.set_reachable(True)
 
+    async def damage_shared_key(self, text: str) -> None:
+        self._store.shared_key = text
+
 
 class ValkeyCluster:
     def __init__(self, server: EmbeddedValkey) -> None:
@@ -65,6 +76,10 @@ class ValkeyCluster:
 
     async def bring_back(self) -> None:
         await self._server.start()
+
+    async def damage_shared_key(self, text: str) -> None:
+        async with Redis.from_url(self._server.url) as client:
+            await client.set(Keys("contract").shared_key, text)
 
 
 @pytest.fixture(params=["memory", "valkey"])
@@ -197,6 +212,48 @@ async def test_a_plan_past_its_bound_is_refused_and_the_old_one_stays(registry: 
     assert await registry.plan() == largest
 
 
+async def test_the_shared_key_is_the_first_one_proposed(
+    registry: Registry, other: Registry
+) -> None:
+    first, second = bytes(range(32)), bytes(32)
+    assert await registry.shared_key(first) == first
+    assert await other.shared_key(second) == first
+    assert await registry.shared_key(second) == first
+
+
+async def test_all_who_propose_at_once_get_the_same_key(
+    registry: Registry, other: Registry
+) -> None:
+    keys: list[bytes] = []
+
+    async def ask(handle: Registry, n: int) -> None:
+        keys.append(await handle.shared_key(bytes([n] * 32)))
+
+    async with asyncio.TaskGroup() as group:
+        for n in range(8):
+            group.create_task(ask((registry, other)[n % 2], n))
+    assert len(keys) == 8
+    assert len(set(keys)) == 1
+
+
+@pytest.mark.parametrize("num_bytes", [0, 16, 31, 33])
+async def test_a_key_of_another_length_is_refused(registry: Registry, num_bytes: int) -> None:
+    with pytest.raises(ConfigError, match=f"{num_bytes} bytes, must be 32"):
+        await registry.shared_key(bytes(num_bytes))
+    assert await registry.shared_key(bytes(32)) == bytes(32)
+
+
+@pytest.mark.parametrize("text", ["zz", "AB" * 32, "ab" * 31, "ab" * 33, "\x00é" * 16, "g" * 64])
+async def test_a_damaged_shared_key_is_told_and_not_shown(
+    cluster: Cluster, registry: Registry, text: str
+) -> None:
+    await cluster.damage_shared_key(text)
+    with pytest.raises(SharedKeyDamaged, match="64 hexadecimal digits") as caught:
+        await registry.shared_key(bytes(32))
+    assert text not in str(caught.value)
+    assert not caught.value.retryable
+
+
 async def test_after_flushall_members_are_back_within_a_heartbeat_and_were_never_gone(
     cluster: Cluster, registry: Registry, other: Registry
 ) -> None:
@@ -229,7 +286,11 @@ async def test_an_outage_hides_nobody(
             next_news = group.create_task(news(watch))
             await cluster.lose()
             await logged(caplog, "registry lost")
-            for call in (registry.members(), registry.announce(before, ttl_s=LONG_S)):
+            for call in (
+                registry.members(),
+                registry.announce(before, ttl_s=LONG_S),
+                registry.shared_key(bytes(32)),
+            ):
                 with pytest.raises(RegistryUnavailable) as caught:
                     await call
                 assert caught.value.reason == "REGISTRY_UNAVAILABLE"

@@ -123,7 +123,7 @@ async def test_a_copy_that_fails_ends_one_answer() -> None:
         def broken(*_: object) -> memoryview:
             raise KvCorrupt("broken")
 
-        decode.runner.store.gather = broken  # type: ignore[method-assign]
+        decode.runner.store.gather = broken  # type: ignore[method-assign, assignment]
         async with subscribed(decode) as router:
             await begin(TWO, prefill, decode)
             await until_over(router, TWO)

@@ -49,12 +49,13 @@ async def test_it_holds_its_declared_key_families_only_and_they_expire(
     await registry.announce(make_member("a"), ttl_s=50)
     await registry.announce(make_member("b"), ttl_s=20)  # shorter: must not shorten the index
     await registry.put_plan("plan")
+    await registry.shared_key(bytes(32))
     keys = Keys("blue")
     found = [key async for key in raw.scan_iter()]
-    assert len(found) == 5
+    assert len(found) == 6
     assert all(keys.declares(key) for key in found)
     ttls_ms = {key.removeprefix(keys.prefix): await raw.pttl(key) for key in found}
-    assert ttls_ms.pop("plan") == -1
+    assert ttls_ms.pop("plan") == ttls_ms.pop("shared-key") == -1
     assert 15_000 < ttls_ms.pop("member:b") <= 20_000
     assert all(45_000 < ttl_ms <= 50_000 for ttl_ms in ttls_ms.values())
 

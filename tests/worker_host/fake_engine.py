@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from core.ids import Fingerprint
 from core.model_spec import ModelSpec
+from core.request import TokenLogprobs
 from engine.batch import BatchEntry, StepResult
 
 Bytes = npt.NDArray[np.uint8]
@@ -60,6 +61,11 @@ def token_of(kv: Bytes) -> int:
     return FIRST_TOKEN_ID + int((kv * weights).sum()) % (FAKE_SPEC.vocab_size - FIRST_TOKEN_ID)
 
 
+def expected_logprobs(token_id: int) -> TokenLogprobs:
+    """What is told with a token; numbers that the wire leaves as they are."""
+    return TokenLogprobs(-token_id / 8, ((token_id, -token_id / 8), (0, -99.0)))
+
+
 class FakeStore:
     """KV in a numpy array."""
 
@@ -72,6 +78,13 @@ class FakeStore:
         """Where tokens lie."""
         size = self.block_size
         return [block_ids[t // size] * size + t % size for t in tokens]
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Whole blocks (source, target): every source as it was before."""
+        blocks = self.data.reshape(FAKE_SPEC.num_layers, 2, -1, self.block_size, WIDTH)
+        blocks[:, :, [target for _, target in pairs]] = blocks[
+            :, :, [source for source, _ in pairs]
+        ]
 
     def gather(self, layers: range, block_ids: Sequence[int], tokens: range) -> memoryview:
         """[layer][k/v][token][byte], flat."""
@@ -127,15 +140,17 @@ class FakeRunner:
         self._pass_gate(-1)
         if self.error is not None:
             raise self.error
+        self.store.copy([pair for entry in entries for pair in entry.copies])
         for layer in range(FAKE_SPEC.num_layers):
             for entry in entries:
                 self._write(entry, layer)
             if on_layer is not None:
                 on_layer(layer)
             self._pass_gate(layer)
+        token_ids = [self._sample(entry) for entry in entries]
         return StepResult(
-            token_ids=tuple(self._sample(entry) for entry in entries),
-            logprobs=(None,) * len(entries),
+            token_ids=tuple(token_ids),
+            logprobs=tuple(map(_logprobs, entries, token_ids)),
             compute_s=0.0,
         )
 
@@ -157,6 +172,11 @@ class FakeRunner:
         assert entry.stop == num_known, "the last token's KV and no more"
         slots = self.store.slots(entry.block_ids, range(entry.stop))
         return token_of(self.store.data[:, :, slots])
+
+
+def _logprobs(entry: BatchEntry, token_id: int | None) -> TokenLogprobs | None:
+    asked = entry.sample is not None and entry.sample.sampling.num_logprobs is not None
+    return expected_logprobs(token_id) if asked and token_id is not None else None
 
 
 MODEL_DIR = Path("unused")
