@@ -13,6 +13,7 @@ import psutil
 from bench.processes import running
 from core.blocks import IDLE_STATES
 from core.clock import MonotonicClock
+from core.config import Config, EngineConfig
 from core.ids import Fingerprint, HandoffId, RouterId
 from core.member import Role
 from core.request import Fence, SamplingParams, StopParams
@@ -173,7 +174,9 @@ def _num_held(status: cluster_pb2.InstanceStatus) -> int:
 @asynccontextmanager
 async def running_pair(model_dir: Path) -> AsyncIterator[Pair]:
     """Start everything; stop it when the block ends."""
-    async with running(model_dir, (Role.PREFILL, Role.DECODE)) as cluster:
+    # Baselines and what is compared with them ask the same prompts.
+    config = Config(engine=EngineConfig(prefix_cache=False))
+    async with running(model_dir, (Role.PREFILL, Role.DECODE), config) as cluster:
         prefill, decode = cluster.channels
         pair = Pair(
             client=cluster.client, prefill=prefill, decode=decode, fingerprint="", pids=cluster.pids
