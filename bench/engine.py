@@ -4,8 +4,9 @@ Workload, seeds and bars are fixed here. *Stall-free*: one mixed instance (SmolL
 thread, a budget of 64 tokens per step); 8 answers are written while 6 prompts of 1,024 tokens
 arrive, each when the one before has its answer of 8 tokens. The baseline, in the same run and
 before: the median of a step that holds those 8 answers and the last chunk of such a prompt.
-*Fairness*: a mixed instance with 4 places in its batch; one tenant keeps 40 requests in flight, the
-other 4, of 64 prompt and 32 output tokens, for 45 s.
+*Fairness*: a mixed instance with 4 places in its batch behind a router with 8; one tenant keeps 80
+requests in flight, the other 8, of 32 prompt and 16 output tokens, for 45 s. With fewer than the
+router's places the smaller tenant would be without work each time its answers end together.
 """
 
 import asyncio
@@ -47,9 +48,9 @@ NUM_BASELINE_STEPS = 12
 MAX_STALL = 1.3
 """Of the budget's step time: the longest gap between two tokens of an answer."""
 
-FLOOD, TRICKLE = 40, 4
+FLOOD, TRICKLE = 80, 8
 """Requests that the two tenants keep in flight."""
-FAIR_PROMPT_TOKENS, FAIR_ANSWER_TOKENS = 64, 32
+FAIR_PROMPT_TOKENS, FAIR_ANSWER_TOKENS = 32, 16
 FAIR_PLACES = 4
 FAIR_S = 45.0
 MAX_UNFAIRNESS = 1.3
