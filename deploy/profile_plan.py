@@ -14,7 +14,7 @@ MIN_ROUNDS = 3
 """Fewer tell nothing of how well they repeat."""
 NUM_ROUNDS = 5
 LOADED_COST = 1.25
-"""A step on the loaded machine against one alone, at most; measured 1.0 to 1.4 on two cores."""
+"""A step on the loaded machine against one alone; measured 1.05 with one of two cores busy."""
 PLANNED_SHARE = 0.85
 """Of the budget; the rest is for what the plan did not foresee."""
 MIN_FITTED: Mapping[str, int] = {"prefill": 3, "decode": 2}

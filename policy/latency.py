@@ -57,8 +57,9 @@ def prefill_s(model: LatencyModel, num_tokens: Numbers, num_context_pairs: Numbe
     it holds for chunks with earlier context as well: n tokens after s have n·s + n·(n + 1)/2.
     Valid from one token; measured where `is_extrapolated` is False.
     """
-    a, b, c = model.prefill
-    total: Numbers = a + b * num_tokens + c * num_context_pairs
+    # Not unpacked: numba cannot tell how many values an array holds.
+    base_s, per_token_s, per_pair_s = model.prefill[0], model.prefill[1], model.prefill[2]
+    total: Numbers = base_s + per_token_s * num_tokens + per_pair_s * num_context_pairs
     return total
 
 

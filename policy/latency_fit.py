@@ -1,7 +1,7 @@
 """Fits the latency model to measured steps, and finds the token count that saturates prefill."""
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ Bools = NDArray[np.bool_]
 SATURATED = 0.95
 """Of the best measured throughput: from here on more tokens per step buy almost nothing."""
 FIRST_CONTEXT_KNOT = 2048.0
-"""Tokens; the following knots double it."""
+"""Tokens; further knots are at this and one and a half times this, doubled again and again."""
 MIN_POINTS_PER_SEGMENT = 2
 """A knot with less to hold it would follow the noise."""
 TINY = 1e-12
@@ -46,15 +46,15 @@ def fit_decode(batch: Floats, num_context_tokens: Floats, seconds: Floats) -> tu
 
 
 def context_knots(num_context_tokens: Floats) -> Floats:
-    """0, then doubling up to the most measured, each with enough points between it and the last."""
+    """0, then rising to the most measured, each with enough points between it and the last."""
     most = float(num_context_tokens.max())
-    knots, next_knot = [0.0], FIRST_CONTEXT_KNOT
+    knots, next_knot, factors = [0.0], FIRST_CONTEXT_KNOT, cycle((3 / 2, 4 / 3))
     while next_knot < most:
         inside = (num_context_tokens > knots[-1]) & (num_context_tokens <= next_knot)
         beyond = num_context_tokens > next_knot
         if min(inside.sum(), beyond.sum()) >= MIN_POINTS_PER_SEGMENT:
             knots.append(next_knot)
-        next_knot *= 2
+        next_knot = round(next_knot * next(factors))
     return np.array([*knots, most])
 
 
