@@ -7,7 +7,7 @@ import torch
 
 from core.clock import Clock, MonotonicClock
 from core.request import SamplingParams, StopParams, TokenLogprobs
-from engine.attention import StepAttention
+from engine.attention import GatherBuffers, StepAttention
 from engine.batch import BatchEntry, SampleSpec, StepResult
 from engine.grammars import GrammarStates
 from engine.kv_cache import KvCache
@@ -44,6 +44,7 @@ class Runner:
             range(num_blocks, num_blocks + -(-(WARM_UP_TOKENS + 1) // block_size))
         )
         # The scratch blocks lie behind those that the allocator knows of.
+        self._buffers = GatherBuffers()
         self.kv_cache = KvCache(
             model.spec,
             num_blocks=num_blocks + len(self._scratch_blocks),
@@ -105,7 +106,7 @@ class Runner:
             position_ids=plan.position_ids,
             use_cache=False,
             logits_to_keep=plan.sampled_rows,
-            baton_step=StepAttention(self.kv_cache, plan, written),
+            baton_step=StepAttention(self.kv_cache, plan, self._buffers, written),
         ).logits[0]
         if isinstance(written, EventNotifier):
             written.finish()
