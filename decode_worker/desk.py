@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
-from core.clock import Clock
-from core.config import HandoffConfig, WorkerConfig
 from core.errors import (
     BatonError,
     DeadlinePassed,
@@ -19,13 +17,12 @@ from core.errors import (
     UnknownRequest,
 )
 from core.ids import HandoffId
-from core.kv_layout import KvLayout
-from core.load import Load
 from core.request import Fence, finish_reason
 from core.work import WorkRequest
-from decode_worker.incoming import Fetches, Incoming
+from decode_worker.incoming import Incoming
 from decode_worker.job import Answer, DecodeJob
 from decode_worker.outbox import Facts, Failure, Outbox
+from decode_worker.parts import DecodeParts
 from decode_worker.phase import DecodePhase
 from decode_worker.reservations import Reservations
 from decode_worker.routers import Routers
@@ -33,9 +30,7 @@ from kv_transfer.errors import KvLost
 from kv_transfer.fetch import FetchResult
 from kv_transfer.sink import Sink
 from kv_transfer.tombstones import Tombstones
-from worker_host.blocks import InstanceBlocks
-from worker_host.door import Door
-from worker_host.holds import StepHolds
+from policy.fairness import OUTPUT_TOKEN_COST, Claim, FairQueue, ServedTokens
 from worker_host.phase import StepOutcome
 
 logger = logging.getLogger(__name__)
@@ -43,25 +38,6 @@ logger = logging.getLogger(__name__)
 
 class Preempted(Saturated):
     """Ended here so that earlier answers find blocks; it may go on elsewhere."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeParts:
-    """What the decode side is given of its instance."""
-
-    blocks: InstanceBlocks
-    holds: StepHolds
-    layout: KvLayout
-    vocab_size: int
-    door: Door
-    clock: Clock
-    work: asyncio.Event
-    fetches: Fetches
-    own_address: str
-    """Where this instance itself is fetched from."""
-    load: Callable[[], Load]
-    worker: WorkerConfig
-    handoff: HandoffConfig
 
 
 class DecodeDesk:
@@ -72,29 +48,36 @@ class DecodeDesk:
         self._jobs: dict[HandoffId, DecodeJob] = {}
         self._answers: dict[Answer, DecodeJob] = {}
         self._tombstones = Tombstones(parts.handoff.lease_ttl_s)
-        self.phase = DecodePhase(
-            blocks=parts.blocks,
-            holds=parts.holds,
-            max_running=parts.worker.max_running,
+        self._served = ServedTokens()
+        self.phase = DecodePhase(parts, self._served, self)
+        self._reservations = Reservations(
+            parts.blocks,
+            FairQueue(ageing_s=parts.worker.ageing_s, served=self._served),
+            self.phase,
+            clock=parts.clock,
             work=parts.work,
-            reporter=self,
         )
-        reservations = Reservations(parts.blocks, lambda: self.phase.num_running)
         self._incoming = Incoming(
             fetches=parts.fetches,
-            reserve=reservations.reserve,
+            reserve=self._reservations.reserve,
             ledger=self,
             clock=parts.clock,
             config=parts.handoff,
         )
         self.routers = Routers(
-            config=parts.worker, clock=parts.clock, load=parts.load, abandon=self._abandon
+            config=parts.worker,
+            clock=parts.clock,
+            load=parts.load,
+            cache=parts.blocks.cache,
+            abandon=self._abandon,
         )
 
     async def run(self) -> None:
-        """Receive handoffs until cancelled."""
+        """Receive handoffs, and move answers out and in, until cancelled."""
         try:
-            await self._incoming.run()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.phase.swap.run(), name="swap")
+                await self._incoming.run()
         finally:
             self.routers.close()
             for job in self._jobs.values():
@@ -104,6 +87,11 @@ class DecodeDesk:
     def num_waiting(self) -> int:
         """Handoffs that have not committed."""
         return len(self._jobs) - len(self._answers)
+
+    @property
+    def num_reserving(self) -> int:
+        """Of them, those that wait for room."""
+        return len(self._reservations)
 
     # --- what routers ask -------------------------------------------------------------------
 
@@ -161,7 +149,7 @@ class DecodeDesk:
         if self._jobs.get(job.handoff_id) is not job:
             return
         token_id, work = result.token.token_id, job.work
-        if token_id >= self._parts.vocab_size:
+        if token_id >= self._parts.model.vocab_size:
             self.failed(job, KvCorrupt(f"first token {token_id} is not in the vocabulary"))
             return
         answer = self._answer(job, result)
@@ -192,6 +180,7 @@ class DecodeDesk:
         """A running answer has one more token."""
         del token_id  # it is the answer's last
         job = self._answers[answer]
+        self._served.charge(job.claim.tenant, OUTPUT_TOKEN_COST)
         facts = job.letters.facts
         if answer.timing is not None:
             timing = replace(
@@ -203,10 +192,18 @@ class DecodeDesk:
         self._tell(job, answer, facts)
 
     def preempted(self, answer: Answer) -> None:
-        """An answer left the batch to make room."""
-        num_blocks = self._parts.blocks.num_blocks
+        """An answer left the batch to make room, and host memory has none for it."""
+        num_blocks, num_swap_blocks = self._parts.blocks.num_blocks, self._parts.num_swap_blocks
         reason = f"preempted: none of {num_blocks} KV blocks is free for the next token"
-        self.failed(self._answers[answer], Preempted(reason))
+        self.lost(answer, Preempted(f"{reason}, nor enough of {num_swap_blocks} in host memory"))
+
+    def lost(self, answer: Answer, error: BatonError) -> None:
+        """An answer cannot go on."""
+        self.failed(self._answers[answer], error)
+
+    def scheduled(self) -> None:
+        """Who runs has the blocks for it: what is left is for those who come."""
+        self._reservations.grant()
 
     def step_absorbed(self) -> None:
         """All tokens of a step were told: end what nobody reads."""
@@ -231,7 +228,9 @@ class DecodeDesk:
         parts = self._parts
         job = DecodeJob(
             work=work,
-            arrived_at_s=parts.clock.now_s(),
+            claim=Claim(
+                tenant=work.tenant, priority=work.priority, arrived_at_s=parts.clock.now_s()
+            ),
             address=address,
             sink=Sink(
                 handoff_id=work.handoff_id,
@@ -244,6 +243,7 @@ class DecodeDesk:
             letters=outbox.open(work.handoff_id, work.fence, len(work.output_token_ids)),
         )
         self._jobs[work.handoff_id] = job
+        self._served.join(job.claim.tenant)
         loop = asyncio.get_running_loop()
         job.deadline = loop.call_later(work.timeout_s, self._deadline_passed, job)
         self._incoming.begin(job)
@@ -253,11 +253,12 @@ class DecodeDesk:
         work = job.work
         return Answer(
             work=work,
-            arrived_at_s=job.arrived_at_s,
+            claim=job.claim,
             block_ids=list(job.sink.hand_over()),
             block_size=self._parts.blocks.block_size,
             num_kv_tokens=work.num_input_tokens,
             output_token_ids=[*work.output_token_ids, result.token.token_id],
+            logprobs=result.token.logprobs,
             committed_at_s=self._parts.clock.now_s(),
             timing=result.timing,
         )
@@ -268,7 +269,7 @@ class DecodeDesk:
         reason = finish_reason(job.work.stop, len(token_ids), token_ids[-1])
         if reason is not None:
             facts = replace(facts, finish_reason=reason)
-        job.outbox.put(job.letters, token_ids[-1:], facts)
+        job.outbox.put(job.letters, token_ids[-1:], facts, (answer.logprobs,))
         if reason is not None:
             logger.info("finished handoff_id=%s reason=%s", job.handoff_id, reason)
             self._end(job, forget=False)
@@ -284,6 +285,7 @@ class DecodeDesk:
     def _end(self, job: DecodeJob, *, forget: bool) -> None:
         """Free whatever it holds, wherever it is. Its letters stay until read, or are forgotten."""
         del self._jobs[job.handoff_id]
+        self._served.leave(job.claim.tenant)
         _stop_timer(job)
         self._bury(job.handoff_id, job.fence)
         if job.answer is not None:

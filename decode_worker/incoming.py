@@ -13,6 +13,7 @@ from decode_worker.job import DecodeJob
 from kv_transfer.errors import KvLost
 from kv_transfer.fetch import FetchResult
 from kv_transfer.sink import Sink
+from policy.fairness import Claim
 from rpc.status import our_error
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Incoming:
         self,
         *,
         fetches: Fetches,
-        reserve: Callable[[Sink], Awaitable[None]],
+        reserve: Callable[[Sink, Claim], Awaitable[None]],
         ledger: Ledger,
         clock: Clock,
         config: HandoffConfig,
@@ -114,7 +115,7 @@ class Incoming:
                     job.sink,
                     job.address,
                     num_tokens=job.work.num_input_tokens,
-                    reserve=self._reserve,
+                    reserve=lambda sink: self._reserve(sink, job.claim),
                 )
         except TimeoutError:
             if not job.retargeted.is_set():

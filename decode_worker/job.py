@@ -1,16 +1,22 @@
 """One request on the decode side, from its Decode call to its end."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from core.ids import HandoffId, RouterId
-from core.request import Fence
+from core.prefix import BlockHash
+from core.request import Fence, TokenLogprobs
 from core.timing import HandoffTiming
 from core.work import WorkRequest
 from decode_worker.outbox import Letters, Outbox
 from engine.batch import BatchEntry, SampleSpec
 from kv_transfer.sink import Sink
 from kv_transfer.stores import Pin
+from policy.fairness import Claim
+
+_NOT_READ = 0
+"""In block tables, in the place of a block that is gone: any valid id."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -18,24 +24,62 @@ class Answer:
     """A committed request: it owns its blocks and gets a token with each step."""
 
     work: WorkRequest
-    arrived_at_s: float
-    """Of the Decode call, on this host's clock."""
+    claim: Claim
+    """From its Decode call."""
     block_ids: list[int]
+    """Block table; empty while its KV is in host memory, and once it has ended."""
     block_size: int
     num_kv_tokens: int
     """Leading tokens whose KV is in the blocks: all but the last output token."""
     output_token_ids: list[int]
     """Forced ones included."""
+    logprobs: TokenLogprobs | None
+    """Of the last output token, when they were asked for."""
     committed_at_s: float
     timing: HandoffTiming | None
     """Until it was told, with the first step."""
     pins: list[Pin] = field(default_factory=list)
     """Of all its blocks, while it takes part in steps."""
+    chain: list[BlockHash] = field(default_factory=list)
+    """Names of its full blocks, as far as they were given."""
+    num_gone_blocks: int = 0
+    """Leading blocks that left the model's window and are others'."""
 
     @property
     def needs_block(self) -> bool:
         """The next token's KV begins a block that is not there yet."""
         return self.num_kv_tokens >= len(self.block_ids) * self.block_size
+
+    @property
+    def kv_start(self) -> int:
+        """Leading tokens whose KV is gone."""
+        return self.num_gone_blocks * self.block_size
+
+    @property
+    def held_block_ids(self) -> Sequence[int]:
+        """The blocks that it has."""
+        return self.block_ids[self.num_gone_blocks :]
+
+    @property
+    def kv_token_ids(self) -> Sequence[int]:
+        """Tokens whose KV is computed, from the first."""
+        return [*self.work.prompt_token_ids, *self.output_token_ids][: self.num_kv_tokens]
+
+    def give_up_blocks(self) -> Sequence[int]:
+        """All that it has, to be released."""
+        held, self.block_ids = self.held_block_ids, []
+        return held
+
+    def give_up_first(self, num_gone: int) -> Sequence[int]:
+        """Blocks that hold none but the first `num_gone` blocks' tokens, to be released."""
+        gone = self.block_ids[self.num_gone_blocks : num_gone]
+        self.block_ids[self.num_gone_blocks : num_gone] = [_NOT_READ] * len(gone)
+        self.num_gone_blocks = num_gone
+        return gone
+
+    def take_blocks(self, block_ids: Sequence[int]) -> None:
+        """For the KV that it gave up blocks of, in the same order."""
+        self.block_ids = [*([_NOT_READ] * self.num_gone_blocks), *block_ids]
 
     def entry(self) -> BatchEntry:
         """Its part of the next step."""
@@ -45,6 +89,7 @@ class Answer:
             token_ids=self.output_token_ids[-1:],
             start=self.num_kv_tokens,
             block_ids=self.block_ids,
+            kv_start=self.kv_start,
             sample=SampleSpec(
                 sampling=work.sampling,
                 stop=work.stop,
@@ -61,7 +106,7 @@ class DecodeJob:
 
     work: WorkRequest
     """Of the newest attempt."""
-    arrived_at_s: float
+    claim: Claim
     address: str
     """Where the KV is fetched from."""
     sink: Sink

@@ -1,12 +1,33 @@
-"""Room for handoffs coming in: first come, first served, after the growth of running answers."""
+"""Room for handoffs coming in: by turn, after the growth and the return of running answers."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from core.blocks import BlockState
+from core.clock import Clock
 from kv_transfer.sink import Sink
+from policy.fairness import Claim, FairQueue
 from worker_host.blocks import MAX_GROWTH_RESERVE, InstanceBlocks
+
+
+class Running(Protocol):
+    """Who comes first."""
+
+    @property
+    def num_growing(self) -> int:
+        """Answers that may need a block with any step."""
+        ...
+
+    @property
+    def has_swapped(self) -> bool:
+        """Answers wait in host memory for room. They have been asked when `grant` is called."""
+        ...
+
+    @property
+    def is_short(self) -> bool:
+        """They do, and others run that will make it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,44 +39,86 @@ class Waiter:
 
 
 class Reservations:
-    """Hands free blocks to the sinks that wait for them, in order of announcement."""
+    """Hands free blocks to the sinks that wait for them. Nobody is overtaken: while the one whose
+    turn it is has no room, all wait."""
 
-    def __init__(self, blocks: InstanceBlocks, num_running: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        blocks: InstanceBlocks,
+        waiting: FairQueue[Waiter],
+        running: Running,
+        *,
+        clock: Clock,
+        work: asyncio.Event,
+    ) -> None:
+        """`waiting` is empty, and from now on ours; `work` wakes whoever schedules."""
         self._blocks = blocks
-        self._num_running = num_running
-        self._waiting: dict[Waiter, None] = {}
+        self._waiting = waiting
+        self._running = running
+        self._clock = clock
+        self._work = work
+        # Sinks with a part of what they need: they keep it while they wait, and others may wait
+        # for just that. So they have no turn.
+        self._holding: dict[Waiter, None] = {}
         self._is_planned = False
         blocks.on_freed(self._grant_soon)
 
-    async def reserve(self, sink: Sink) -> None:
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._holding)
+
+    async def reserve(self, sink: Sink, claim: Claim) -> None:
         """Wait for room for the whole prompt. The caller bounds it by the request's deadline."""
         waiter = Waiter(sink, asyncio.Event())
-        self._waiting[waiter] = None
+        if sink.block_ids:
+            self._holding[waiter] = None
+        else:
+            self._waiting.add(waiter, claim)
         try:
-            self._grant()
+            self._grant_if_due()
+            if not waiter.granted.is_set():
+                # An answer that waits for memory may have to make room now.
+                self._work.set()
             await waiter.granted.wait()
         finally:
-            self._waiting.pop(waiter, None)
+            self._remove(waiter)
             # Whoever stood behind this one may be next.
             self._grant_soon()
 
+    def grant(self) -> None:
+        """Give what there is to whom it is due."""
+        for waiter in list(self._holding):
+            self._give(waiter)
+        if self._running.is_short:
+            return
+        for waiter in self._waiting.in_turn(self._clock.now_s()):
+            if waiter.sink.can_reserve and not self._give(waiter):
+                return
+
     def _grant_soon(self) -> None:
         """Blocks are freed in the middle of other work: that has to end first."""
-        if self._waiting and not self._is_planned:
+        if len(self) and not self._is_planned:
             self._is_planned = True
-            asyncio.get_running_loop().call_soon(self._grant)
+            asyncio.get_running_loop().call_soon(self._grant_if_due)
 
-    def _grant(self) -> None:
+    def _grant_if_due(self) -> None:
         self._is_planned = False
-        for waiter in list(self._waiting):
-            if waiter.granted.is_set() or not waiter.sink.can_reserve:
-                continue
-            if not self._has_room(num_missing := waiter.sink.num_missing_blocks):
-                return
-            waiter.sink.reserve(self._blocks.allocate(num_missing, BlockState.INCOMING))
-            waiter.granted.set()
+        if self._running.has_swapped:
+            # Whoever schedules asks them first, and calls `grant` then.
+            self._work.set()
+        else:
+            self.grant()
 
-    def _has_room(self, num_missing: int) -> bool:
+    def _give(self, waiter: Waiter) -> bool:
+        num_missing = waiter.sink.num_missing_blocks
         # One block per running answer stays free: running growth comes first.
-        floor = min(self._num_running(), MAX_GROWTH_RESERVE)
-        return not num_missing or num_missing + floor <= self._blocks.num_free
+        floor = min(self._running.num_growing, MAX_GROWTH_RESERVE) if num_missing else 0
+        if not waiter.sink.can_reserve or num_missing + floor > self._blocks.num_free:
+            return False
+        self._remove(waiter)
+        waiter.sink.reserve(self._blocks.allocate(num_missing, BlockState.INCOMING))
+        waiter.granted.set()
+        return True
+
+    def _remove(self, waiter: Waiter) -> None:
+        self._waiting.remove(waiter)
+        self._holding.pop(waiter, None)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from core.clock import Clock
 from core.config import WorkerConfig
@@ -12,7 +13,9 @@ from core.ids import HandoffId, RouterId
 from core.load import Load
 from core.request import Fence
 from core.waiting import wait_at_most
+from decode_worker.kv_events import Follower
 from decode_worker.outbox import Ack, Outbox, Output
+from engine.prefix_cache import KvNews, PrefixCache
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +23,7 @@ MAX_ROUTERS = 256
 """Each costs an outbox and a stream; a cluster has a handful."""
 MIN_LOAD_GAP_S = 0.05
 """Between two frames that only bring load: 20 a second follow any placement decision."""
+_COUNTS = attrgetter("num_prefilling", "num_incoming", "num_decoding", "num_swapped", "draining")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -37,16 +41,33 @@ class Mailbox:
     """The instance leaves: what is unread is told, then the subscription ends."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """All that one router is told at once."""
+
+    outputs: Sequence[Output]
+    load: Load
+    kv_news: KvNews | None = None
+    """Of the prefix cache, when it changed and the router wants to know."""
+
+
 class Subscription:
     """One stream to one router; over as soon as a newer one replaces it."""
 
     def __init__(
-        self, mailbox: Mailbox, *, clock: Clock, beat_s: float, load: Callable[[], Load]
+        self,
+        mailbox: Mailbox,
+        *,
+        clock: Clock,
+        beat_s: float,
+        load: Callable[[], Load],
+        follower: Follower | None = None,
     ) -> None:
         self._mailbox = mailbox
         self._clock = clock
         self._beat_s = beat_s
         self._load = load
+        self._follower = follower
         self._sent_at_s = float("-inf")
         self._sent_load = Load()
 
@@ -55,7 +76,7 @@ class Subscription:
         """No newer one has come."""
         return self._mailbox.reader is self
 
-    async def next_frame(self) -> tuple[Sequence[Output], Load] | None:
+    async def next_frame(self) -> Frame | None:
         """All news since the last frame, or a beat; None when nothing more will come.
 
         The writer asks again only when its last frame is out: a slow one gets fewer, fuller frames.
@@ -67,11 +88,16 @@ class Subscription:
             now_s = self._clock.now_s()
             if (wait_s := self._due_at_s(load) - now_s) <= 0:
                 self._sent_at_s, self._sent_load = now_s, load
-                return self._mailbox.outbox.take(), load
+                return self._frame(load)
             if self._mailbox.is_closing:
                 return None
             await wait_at_most(news, wait_s)
         return None
+
+    def _frame(self, load: Load) -> Frame:
+        # A changed cache alone is no reason for a frame: hints may come with the next beat.
+        kv_news = None if self._follower is None else self._follower.take()
+        return Frame(outputs=self._mailbox.outbox.take(), load=load, kv_news=kv_news)
 
     def _due_at_s(self, load: Load) -> float:
         if self._mailbox.outbox.has_news:
@@ -89,12 +115,14 @@ class Routers:
         config: WorkerConfig,
         clock: Clock,
         load: Callable[[], Load],
+        cache: PrefixCache,
         abandon: Callable[[Iterable[HandoffId]], None],
     ) -> None:
         """`abandon` is told of requests that nobody reads any more."""
         self._config = config
         self._clock = clock
         self._load = load
+        self._cache = cache
         self._abandon = abandon
         self._mailboxes: dict[RouterId, Mailbox] = {}
 
@@ -102,12 +130,18 @@ class Routers:
         """Where this router's news go; without a subscription its grace begins."""
         return self._mailbox(router_id).outbox
 
-    def subscribe(self, router_id: RouterId, acks: Iterable[Ack]) -> Subscription:
+    def subscribe(
+        self, router_id: RouterId, acks: Iterable[Ack], *, wants_kv_events: bool = False
+    ) -> Subscription:
         """Start over for this router; requests that it does not name end after the grace."""
         mailbox = self._mailbox(router_id)
         self._stop_grace(mailbox)
         reader = Subscription(
-            mailbox, clock=self._clock, beat_s=self._config.beat_s, load=self._load
+            mailbox,
+            clock=self._clock,
+            beat_s=self._config.beat_s,
+            load=self._load,
+            follower=Follower(self._cache) if wants_kv_events else None,
         )
         mailbox.reader = reader
         mailbox.unnamed = set(mailbox.outbox.subscribe(acks))
@@ -195,9 +229,4 @@ def is_material(told: Load, now: Load) -> bool:
     """Whether a router would place differently: more than token counts have changed."""
     if abs(told.num_free_blocks - now.num_free_blocks) * 16 > now.num_blocks:
         return True
-    return (told.num_prefilling, told.num_incoming, told.num_decoding, told.draining) != (
-        now.num_prefilling,
-        now.num_incoming,
-        now.num_decoding,
-        now.draining,
-    )
+    return _COUNTS(told) != _COUNTS(now)

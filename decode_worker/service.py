@@ -75,8 +75,11 @@ class DecodeService(workers_pb2_grpc.DecodeWorkerServicer):
     ) -> None:
         """See workers.proto."""
         async with status_boundary(context):
-            router_id, acks = await _opening(requests)
-            reader = self._desk.routers.subscribe(router_id, acks)
+            opening = await _opening(requests)
+            router_id = router_id_from_pb(opening.router_id)
+            reader = self._desk.routers.subscribe(
+                router_id, _acks_of(opening), wants_kv_events=opening.wants_kv_events
+            )
             try:
                 await self._serve(reader, router_id, requests, context)
             finally:
@@ -112,13 +115,13 @@ class DecodeService(workers_pb2_grpc.DecodeWorkerServicer):
 
 
 async def _write(reader: Subscription, context: Context) -> None:
-    while (news := await reader.next_frame()) is not None:
-        await context.write(frame_to_pb(*news))
+    while (frame := await reader.next_frame()) is not None:
+        await context.write(frame_to_pb(frame))
 
 
 async def _opening(
     requests: AsyncIterator[workers_pb2.SubscribeRequest],
-) -> tuple[RouterId, Sequence[Ack]]:
+) -> workers_pb2.SubscribeRequest:
     try:
         async with asyncio.timeout(OPENING_TIMEOUT_S):
             first = await anext(requests, None)
@@ -128,7 +131,7 @@ async def _opening(
         raise PeerLost(f"no first message in {OPENING_TIMEOUT_S} s")
     if first.protocol_version != PROTOCOL_VERSION:
         raise Incompatible(f"protocol {first.protocol_version}, here {PROTOCOL_VERSION}")
-    return router_id_from_pb(first.router_id), _acks_of(first)
+    return first
 
 
 def _acks_of(request: workers_pb2.SubscribeRequest) -> Sequence[Ack]:

@@ -169,10 +169,8 @@ async def prefix_key(registry: Registry | None) -> bytes:
 def member_of(spec: InstanceSpec, compute: Compute, address: str) -> Member:
     """What the others are told."""
     engine, model = spec.config.engine, compute.model
-    # A longer request would be refused at the door: its KV does not fit, in an instance that
-    # hands over to itself twice.
-    num_copies = 2 if spec.role is Role.MIXED else 1
-    capacity = max(1, engine.num_blocks * engine.block_size // num_copies)
+    # A longer request would be refused at the door: its KV does not fit.
+    capacity = max(1, engine.num_blocks * engine.block_size)
     return Member(
         instance_id=spec.instance_id,
         role=spec.role,

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from core.ids import Fingerprint, InstanceId
+from core.member import Role
 from policy.placement import Need, Phase, PickState, place
 from router.link import InstanceLink
 from router.membership import Membership, fingerprint_code, table_of
@@ -61,8 +62,8 @@ class Placer:
             phase=phase,
             num_tokens=wanted.num_tokens,
             fingerprint=code,
-            avoid=_rows(links, wanted.avoid | _too_small(links, phase, wanted)),
-            prefer=_row(links, wanted.prefer_id) if phase is Phase.PREFILL else None,
+            avoid=_rows(links, wanted.avoid),
+            prefer=_row(links, _preferred(links, phase, wanted)),
         )
         decision = place(table_of(links, wanted.model), need, self._policy, self._states[phase])
         self._states[phase] = decision.state
@@ -79,18 +80,13 @@ def _row(links: Iterable[InstanceLink], name: InstanceId | None) -> int | None:
     return next((row for row, link in enumerate(links) if link.member.instance_id == name), None)
 
 
-def _too_small(
-    links: Iterable[InstanceLink], phase: Phase, wanted: Wanted
-) -> frozenset[InstanceId]:
-    """The source itself, when it cannot hold the request twice: a handoff to itself copies."""
-    num_tokens = wanted.num_tokens + wanted.num_input_tokens
-    return frozenset(
-        link.member.instance_id
-        for link in links
-        if phase is Phase.DECODE
-        and link.member.instance_id == wanted.source_id
-        and link.member.num_blocks * link.member.block_size < num_tokens
-    )
+def _preferred(links: Iterable[InstanceLink], phase: Phase, wanted: Wanted) -> InstanceId | None:
+    """For decode a mixed instance that prefills: a handoff to itself moves nothing."""
+    if phase is Phase.PREFILL:
+        return wanted.prefer_id
+    source = next((link for link in links if link.member.instance_id == wanted.source_id), None)
+    is_mixed = source is not None and source.member.role is Role.MIXED
+    return wanted.source_id if is_mixed else None
 
 
 def _expect(link: InstanceLink, phase: Phase, num_input_tokens: int) -> None:

@@ -1,20 +1,34 @@
-"""Room is given in order of announcement, and never the last blocks of running answers."""
+"""Room is given by turn, and never the last blocks of running answers."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
 
 from core.blocks import BlockState
+from core.clock import ManualClock
 from core.ids import HandoffId
 from core.kv_layout import KvLayout
 from core.request import Fence
 from decode_worker.reservations import Reservations
 from engine.block_allocator import BlockAllocator
 from kv_transfer.sink import Sink
+from policy.fairness import Claim, FairQueue, ServedTokens
 from tests.worker_host.fake_engine import FAKE_SPEC
 from worker_host.blocks import InstanceBlocks
 
 LAYOUT = KvLayout.of(FAKE_SPEC, 4)
+
+
+@dataclass
+class Running:
+    """Who comes first."""
+
+    num_growing: int = 0
+    has_swapped: bool = False
+    is_short: bool = False
 
 
 class Rig:
@@ -22,8 +36,16 @@ class Rig:
 
     def __init__(self, num_running: int = 0) -> None:
         self.blocks = InstanceBlocks(BlockAllocator(10, 4))
-        self.num_running = num_running
-        self.reservations = Reservations(self.blocks, lambda: self.num_running)
+        self.running = Running(num_running)
+        self.served = ServedTokens()
+        self.work = asyncio.Event()
+        self.reservations = Reservations(
+            self.blocks,
+            FairQueue(ageing_s=10.0, served=self.served),
+            self.running,
+            clock=ManualClock(),
+            work=self.work,
+        )
 
     def sink(self, num_blocks: int, name: str = "a") -> Sink:
         """Announced, without room."""
@@ -34,10 +56,16 @@ class Rig:
         return sink
 
     @asynccontextmanager
-    async def waiting(self, *sinks: Sink) -> AsyncIterator[list["asyncio.Task[None]"]]:
+    async def waiting(
+        self, *sinks: Sink, claims: list[Claim] | None = None
+    ) -> AsyncIterator[list["asyncio.Task[None]"]]:
         """Each has asked, in order."""
+        claims = claims or [Claim(tenant="", priority=0, arrived_at_s=0.0) for _ in sinks]
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self.reservations.reserve(sink)) for sink in sinks]
+            tasks = [
+                group.create_task(self.reservations.reserve(sink, claim))
+                for sink, claim in zip(sinks, claims, strict=True)
+            ]
             await settle()
             yield tasks
             for task in tasks:
@@ -95,12 +123,63 @@ async def test_running_growth_comes_first() -> None:
 async def test_a_sink_that_has_all_its_blocks_needs_no_room() -> None:
     rig = Rig(num_running=5)
     sink = rig.sink(2)
-    rig.num_running = 0
+    rig.running.num_growing = 0
     async with rig.waiting(sink):
         sink.retarget(Fence(0, 2))
         sink.announce(8)
     rig.blocks.allocate(8, BlockState.OWNED)
-    rig.num_running = 5
+    rig.running.num_growing = 5
     async with rig.waiting(sink):
         assert granted(sink) == [2]
         assert sink.state.value == "receiving"
+
+
+CLAIMS = [
+    # id, claims of two that wait, who gets the room
+    ("arrival", [("a", 0, 2.0), ("a", 0, 2.0)], [6, 0]),
+    ("priority", [("a", 0, 1.0), ("a", 1, 2.0)], [0, 6]),
+    ("least served", [("greedy", 0, 1.0), ("modest", 0, 2.0)], [0, 6]),
+]
+
+
+@pytest.mark.parametrize(("claims", "want"), [c[1:] for c in CLAIMS], ids=[c[0] for c in CLAIMS])
+async def test_whose_turn_it_is(claims: list[tuple[str, int, float]], want: list[int]) -> None:
+    rig = Rig()
+    rig.served.join("greedy")
+    rig.served.charge("greedy", 1.0)
+    held = rig.blocks.allocate(10, BlockState.OWNED)
+    sinks = [rig.sink(6), rig.sink(6)]
+    made = [Claim(tenant=t, priority=p, arrived_at_s=at_s) for t, p, at_s in claims]
+    async with rig.waiting(*sinks, claims=made):
+        rig.blocks.release(held, BlockState.OWNED)
+        await settle()
+        assert granted(*sinks) == want
+
+
+async def test_nothing_is_granted_while_answers_wait_to_go_on() -> None:
+    rig = Rig()
+    rig.running.has_swapped = rig.running.is_short = True
+    held = rig.blocks.allocate(5, BlockState.OWNED)
+    sink = rig.sink(6)
+    async with rig.waiting(sink):
+        rig.blocks.release(held, BlockState.OWNED)
+        await settle()
+        assert granted(sink) == [0], "whoever schedules has not asked yet"
+        assert rig.work.is_set(), "it was told to"
+        rig.reservations.grant()
+        assert granted(sink) == [0]
+        rig.running.is_short = False
+        rig.reservations.grant()
+        assert granted(sink) == [6], "nobody runs whose end would make room for them"
+
+
+async def test_who_holds_a_part_of_its_room_overtakes() -> None:
+    rig = Rig()
+    holder, other = rig.sink(2), rig.sink(9)
+    async with rig.waiting(holder):
+        holder.retarget(Fence(0, 2))
+        holder.announce(12)
+    rig.running.has_swapped = rig.running.is_short = True
+    async with rig.waiting(other, holder):
+        rig.reservations.grant()
+        assert granted(other, holder) == [0, 3]

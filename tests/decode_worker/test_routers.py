@@ -11,9 +11,11 @@ from core.config import WorkerConfig
 from core.errors import Saturated
 from core.ids import HandoffId, RouterId
 from core.load import Load
+from core.prefix import HASH_BYTES, BlockHash
 from core.request import Fence
 from decode_worker.outbox import NOTHING, Ack
-from decode_worker.routers import MAX_ROUTERS, MIN_LOAD_GAP_S, Routers, is_material
+from decode_worker.routers import MAX_ROUTERS, MIN_LOAD_GAP_S, Frame, Routers, is_material
+from engine.prefix_cache import KvNews, PrefixCache
 
 ROUTER_ID = RouterId("router-0")
 IDS = [HandoffId(f"request-{n}/0") for n in range(3)]
@@ -27,6 +29,7 @@ class Rig:
     grace_s: float = 0.01
     clock: ManualClock = field(default_factory=ManualClock)
     load: Load = field(default_factory=lambda: Load(num_blocks=64, num_free_blocks=64))
+    cache: PrefixCache = field(default_factory=PrefixCache)
     abandoned: list[HandoffId] = field(default_factory=list)
     was_abandoned: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -35,6 +38,7 @@ class Rig:
             config=WorkerConfig(router_grace_s=self.grace_s, beat_s=1.0, max_unacked_tokens=4),
             clock=self.clock,
             load=lambda: self.load,
+            cache=self.cache,
             abandon=self._abandon,
         )
 
@@ -49,6 +53,11 @@ class Rig:
     def open(self, *handoff_ids: HandoffId) -> None:
         for handoff_id in handoff_ids:
             self.routers.outbox_of(ROUTER_ID).open(handoff_id, Fence(0, 1), 0)
+
+
+def name_of(number: int) -> BlockHash:
+    """Told as this number."""
+    return BlockHash(number.to_bytes(HASH_BYTES, "little"))
 
 
 def ack(handoff_id: HandoffId) -> Ack:
@@ -89,7 +98,7 @@ async def test_a_subscription_in_time_ends_the_grace() -> None:
 async def test_a_frame_is_due_at_once_for_tokens_later_for_load_and_at_the_beat() -> None:
     rig = Rig(grace_s=3600.0)
     reader = rig.routers.subscribe(ROUTER_ID, [])
-    assert await reader.next_frame() == ([], rig.load)
+    assert await reader.next_frame() == Frame(outputs=[], load=rig.load)
 
     async def is_due() -> bool:
         try:
@@ -122,7 +131,7 @@ async def test_a_subscription_ends_with_what_is_unread() -> None:
     rig.routers.close()
     frame = await reader.next_frame()
     assert frame is not None
-    assert [list(output.token_ids) for output in frame[0]] == [[7]]
+    assert [list(output.token_ids) for output in frame.outputs] == [[7]]
     assert await reader.next_frame() is None
 
 
@@ -136,6 +145,28 @@ async def test_whoever_reads_too_little_is_named() -> None:
     assert rig.routers.overfull() == [IDS[0]]
     rig.routers.ack(ROUTER_ID, [Ack(handoff_id=IDS[0], next_position=1)])
     assert rig.routers.overfull() == []
+
+
+async def test_changes_of_the_cache_ride_on_frames_for_those_who_want_them() -> None:
+    rig = Rig(grace_s=3600.0)
+    rig.cache.insert([name_of(1)], [1])
+    told = [
+        rig.routers.subscribe(RouterId("deaf"), []),
+        rig.routers.subscribe(ROUTER_ID, [], wants_kv_events=True),
+    ]
+    first = [await reader.next_frame() for reader in told]
+    rig.cache.insert([name_of(2)], [2])
+    rig.clock.advance(1.0)
+    second = [await reader.next_frame() for reader in told]
+    rig.clock.advance(1.0)
+    third = [await reader.next_frame() for reader in told]
+    news = [[frame and frame.kv_news for frame in frames] for frames in (first, second, third)]
+    assert news == [
+        [None, KvNews(is_snapshot=True, stored=(1,), removed=())],
+        [None, KvNews(is_snapshot=False, stored=(2,), removed=())],
+        [None, None],
+    ]
+    rig.routers.close()
 
 
 async def test_routers_are_bounded() -> None:
@@ -155,6 +186,7 @@ CHANGES = [
     ("one more answer", replace(LOAD, num_decoding=1), True),
     ("one more prompt", replace(LOAD, num_prefilling=1), True),
     ("one more handoff", replace(LOAD, num_incoming=1), True),
+    ("one more in host memory", replace(LOAD, num_swapped=1), True),
     ("draining", replace(LOAD, draining=True), True),
     ("longer contexts", replace(LOAD, num_context_tokens=9), False),
 ]
