@@ -100,10 +100,8 @@ class DecodeDesk:
         outbox = self.routers.outbox_of(work.router_id)
         if self._is_here(work, outbox):
             return
-        # The last token's KV is never needed; fetched from ourselves, the prompt's is here twice.
+        # The last token's KV is never needed.
         num_kv_tokens = len(work.prompt_token_ids) + work.stop.max_tokens - 1
-        if address == self._parts.own_address:
-            num_kv_tokens += work.num_input_tokens
         self._parts.door.check(work, num_kv_tokens=num_kv_tokens)
         if (num_waiting := self.num_waiting) >= self._parts.worker.max_queued:
             raise Saturated(f"{num_waiting} handoffs wait on this decode instance, limit as many")

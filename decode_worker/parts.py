@@ -34,8 +34,6 @@ class DecodeParts:
     clock: Clock
     work: asyncio.Event
     fetches: Fetches
-    own_address: str
-    """Where this instance itself is fetched from."""
     load: Callable[[], Load]
     worker: WorkerConfig
     handoff: HandoffConfig

@@ -115,6 +115,7 @@ class DecodePhase:
             num_places=self._scheduler.num_places,
         )
         self._reporter.scheduled()
+        self._blocks.has_waiting_answers = self.has_swapped
         return PhaseWork([answer.entry() for answer in self._batch])
 
     def layer_written(self, layer: int) -> None:

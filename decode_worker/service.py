@@ -24,6 +24,7 @@ from rpc.convert import (
 )
 from rpc.pb import workers_pb2, workers_pb2_grpc
 from rpc.status import status_boundary
+from worker_host.door import Door
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,8 +36,9 @@ OPENING_TIMEOUT_S = 5.0
 class DecodeService(workers_pb2_grpc.DecodeWorkerServicer):
     """Carries bytes between routers and the desk."""
 
-    def __init__(self, desk: DecodeDesk, spec: ModelSpec) -> None:
+    def __init__(self, desk: DecodeDesk, door: Door, spec: ModelSpec) -> None:
         self._desk = desk
+        self._door = door
         self._spec = spec
 
     async def Decode(
@@ -45,6 +47,7 @@ class DecodeService(workers_pb2_grpc.DecodeWorkerServicer):
         """See workers.proto."""
         async with status_boundary(context):
             work = work_from_pb(request.work, self._spec)
+            await self._door.check_grammar(work)
             self._desk.accept(work, _address_of(request.source))
         return workers_pb2.DecodeReply()
 

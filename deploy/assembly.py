@@ -21,6 +21,7 @@ from decode_worker.service import DecodeService
 from engine.block_allocator import BlockAllocator
 from kv_transfer.book import SourceBook
 from kv_transfer.fetch import Fetcher
+from kv_transfer.local import LocalFetch, NearestFetch
 from kv_transfer.service import KvTransferService
 from kv_transfer.stores import KvStore
 from prefill_worker.phase import PrefillParts, PrefillPhase
@@ -220,8 +221,11 @@ def _decode_parts(parts: Parts, common: _Common, load: Callable[[], Load]) -> De
         door=common.door,
         clock=common.clock,
         work=common.work,
-        fetches=common.fetcher,
-        own_address=parts.member.leader_address,
+        fetches=NearestFetch(
+            parts.member.leader_address,
+            LocalFetch(common.book, common.clock, parts.config.handoff),
+            common.fetcher,
+        ),
         load=load,
         worker=parts.config.worker,
         handoff=parts.config.handoff,
@@ -233,10 +237,10 @@ def _add_services(
 ) -> None:
     compute = parts.compute
     workers_pb2_grpc.add_PrefillWorkerServicer_to_server(
-        PrefillService(prefill, compute.model, common.clock), server.grpc
+        PrefillService(prefill, common.door, compute.model, common.clock), server.grpc
     )
     workers_pb2_grpc.add_DecodeWorkerServicer_to_server(
-        DecodeService(desk, compute.model), server.grpc
+        DecodeService(desk, common.door, compute.model), server.grpc
     )
     KvTransferService(
         book=common.book,

@@ -1,5 +1,7 @@
 """A handoff within one instance: the blocks change hands; nothing is copied, sent or reserved."""
 
+from collections.abc import Awaitable, Callable
+
 from core.clock import Clock
 from core.config import HandoffConfig
 from core.errors import StaleFence, UnknownRequest
@@ -9,6 +11,7 @@ from core.timing import HandoffTiming
 from core.work import KvLostReason
 from kv_transfer.book import Reading, SourceBook
 from kv_transfer.errors import KvLost
+from kv_transfer.fetch import Fetcher
 from kv_transfer.result import FetchedToken, FetchResult
 from kv_transfer.sink import Sink
 from kv_transfer.source import FirstToken
@@ -62,6 +65,28 @@ class LocalFetch:
             carrier=CARRIER,
         )
         return FetchResult(token=_fetched(token), timing=timing)
+
+
+class NearestFetch:
+    """Takes over what is here, and fetches what is elsewhere."""
+
+    def __init__(self, own_address: str, local: LocalFetch, fetcher: Fetcher) -> None:
+        self._own_address = own_address
+        self._local = local
+        self._fetcher = fetcher
+
+    async def run(
+        self,
+        sink: Sink,
+        address: str,
+        *,
+        num_tokens: int,
+        reserve: Callable[[Sink], Awaitable[None]],
+    ) -> FetchResult:
+        """One attempt; see LocalFetch.run and Fetcher.run."""
+        if address == self._own_address:
+            return await self._local.run(sink, num_tokens=num_tokens)
+        return await self._fetcher.run(sink, address, num_tokens=num_tokens, reserve=reserve)
 
 
 async def _first_token(reading: Reading) -> FirstToken:

@@ -106,8 +106,10 @@ class PromptBlocks:
         )
 
     def _has_room(self, beginning: _Beginning, num_others: int) -> bool:
-        # Running growth comes first, and decode's floor stays; but a prompt larger than the
-        # share may run alone.
+        # Running growth and answers on their way back come first, and decode's floor stays; but a
+        # prompt larger than the share may run alone.
+        if self._blocks.has_waiting_answers:
+            return False
         if beginning.num_fresh + min(num_others, MAX_GROWTH_RESERVE) > beginning.num_free_after:
             return False
         shared = self._blocks.cache.find(beginning.chain)

@@ -16,6 +16,7 @@ from rpc.convert import finish_reason_to_pb, logprobs_to_pb, work_from_pb
 from rpc.convert_report import prefill_timing_to_pb
 from rpc.pb import workers_pb2, workers_pb2_grpc
 from rpc.status import status_boundary
+from worker_host.door import Door
 
 Context = grpc.aio.ServicerContext[workers_pb2.PrefillRequest, workers_pb2.PrefillEvent]
 
@@ -30,8 +31,9 @@ _OUTCOME_TO_PB: Mapping[Outcome, "workers_pb2.LeaseOutcome.ValueType"] = {
 class PrefillService(workers_pb2_grpc.PrefillWorkerServicer):
     """Carries bytes between routers and the phase."""
 
-    def __init__(self, phase: PrefillPhase, spec: ModelSpec, clock: Clock) -> None:
+    def __init__(self, phase: PrefillPhase, door: Door, spec: ModelSpec, clock: Clock) -> None:
         self._phase = phase
+        self._door = door
         self._spec = spec
         self._clock = clock
 
@@ -43,6 +45,7 @@ class PrefillService(workers_pb2_grpc.PrefillWorkerServicer):
         """See workers.proto."""
         async with status_boundary(context):
             work = work_from_pb(request.work, self._spec)
+            await self._door.check_grammar(work)
             job = self._phase.open(work, only_first_token=request.only_first_token)
             try:
                 await self._stream(job, context)

@@ -34,6 +34,8 @@ class InstanceBlocks:
         """`cache` is the allocator's keeper; without `hasher` nothing has a name."""
         self.allocator = allocator
         # Not `or`: an empty cache is false.
+        self.has_waiting_answers = False
+        """Answers in host memory wait for room: they come before new prompts."""
         self.cache = PrefixCache() if cache is None else cache
         self._hasher = hasher
         self._listeners: list[Callable[[], None]] = []

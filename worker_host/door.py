@@ -1,5 +1,6 @@
 """Who may come in: refuses work before anything is allocated for it."""
 
+import asyncio
 from collections.abc import Callable
 
 from core.errors import Draining, FieldViolation, Incompatible, InvalidRequest, Unsupported
@@ -38,8 +39,12 @@ class Door:
             size = f"{num_kv_tokens} tokens need {num_needed} KV blocks of {self._block_size}"
             here = f"this instance has {self._num_blocks}"
             raise InvalidRequest((FieldViolation("prompt_token_ids", f"{size}, {here}"),))
-        # Last: it may take milliseconds.
-        if (grammar := work.sampling.grammar) is not None:
-            if self._check_grammar is None:
-                raise Unsupported("this instance serves no grammars")
-            self._check_grammar(grammar)
+
+    async def check_grammar(self, work: WorkRequest) -> None:
+        """Refuse a grammar that cannot be followed here. In a thread: to compile one takes
+        milliseconds, and for a monster half a second."""
+        if (grammar := work.sampling.grammar) is None:
+            return
+        if self._check_grammar is None:
+            raise Unsupported("this instance serves no grammars")
+        await asyncio.to_thread(self._check_grammar, grammar)

@@ -139,7 +139,6 @@ class Rig:
             clock=self.clock,
             work=self.work,
             fetches=NoFetches(),
-            own_address="here:1",
             load=Load,
             worker=WorkerConfig(max_running=self.max_running),
             handoff=HandoffConfig(),

@@ -110,6 +110,12 @@ async def _is_end(call: "grpc.aio.StreamStreamCall[bytes, bytes]") -> bool:
     return pb.FetchResponse.FromString(frame).HasField("end")
 
 
+async def _refetch_on(call: "grpc.aio.StreamStreamCall[bytes, bytes]") -> None:
+    for _ in range(99):
+        await call.write(refetch(0))
+        await call.read()
+
+
 async def test_endless_refetches_end_the_stream() -> None:
     """Step by step: grpc.aio masks the status of a call that ends under a write."""
     async with instance() as prefill, dial(prefill.address) as channel, asyncio.timeout(10):
@@ -120,9 +126,7 @@ async def test_endless_refetches_end_the_stream() -> None:
         while not await _is_end(call):
             pass
         with pytest.raises(grpc.aio.AioRpcError) as ended:
-            for _ in range(99):
-                await call.write(refetch(0))
-                await call.read()
+            await _refetch_on(call)
         assert type(error_from(ended.value)) is KvCorrupt
 
 
