@@ -58,6 +58,7 @@ def service(module: str, spec_json: str) -> Iterator[Service]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(STOP_TIMEOUT_S)
+        cast("IO[str]", process.stdout).close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,7 @@ class Orchestrator:
         """Front doors read its defaults."""
         self._around = around
         self._config = config
-        self._running = RunningRequests()
+        self._running = RunningRequests(around.clock)
 
     @property
     def clock(self) -> Clock:

@@ -5,14 +5,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from core.clock import Clock
 from core.errors import DuplicateRequest, StaleFence
 from core.ids import RequestId
 from core.request import Request
 from router.choice import Choice
 
-MAX_REMEMBERED = 16_384
-"""Ids that ended. Workers remember an ended one for a lease time (10 s): at 1,000 requests a
-second they are all still here."""
+REMEMBERED_S = 60.0
+"""Workers remember an ended id for a lease time, 10 s unless they are told otherwise."""
+MAX_REMEMBERED = 65_536
+"""At 1,000 requests a second they are all still here."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,13 +27,22 @@ class Running:
     choices: Sequence[Choice] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """One request that is over."""
+
+    epoch: int
+    last_attempt: int
+    forgotten_at_s: float
+
+
 class RunningRequests:
     """An id belongs to one request at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._running: dict[RequestId, Running] = {}
-        self._ended: OrderedDict[RequestId, tuple[int, int]] = OrderedDict()
-        """Epoch and last attempt."""
+        self._ended: OrderedDict[RequestId, _Ended] = OrderedDict()
 
     @contextmanager
     def hold(self, request: Request) -> Iterator[Running]:
@@ -42,8 +53,9 @@ class RunningRequests:
         key = request.request_id
         if (other := self._running.get(key)) is not None:
             self._take_from(other, request)
-        epoch, last_attempt = self._ended.get(key, (0, 0))
-        running = Running(request.epoch, last_attempt if epoch == request.epoch else 0)
+        ended = self._ended.get(key)
+        is_same_epoch = ended is not None and ended.epoch == request.epoch
+        running = Running(request.epoch, ended.last_attempt if ended and is_same_epoch else 0)
         self._running[key] = running
         try:
             yield running
@@ -60,7 +72,13 @@ class RunningRequests:
 
     def _remember(self, key: RequestId, running: Running) -> None:
         last_attempt = max((choice.last_attempt for choice in running.choices), default=0)
-        self._ended[key] = (running.epoch, max(last_attempt, running.num_attempts_before))
+        now_s = self._clock.now_s()
+        last_attempt = max(last_attempt, running.num_attempts_before)
+        self._ended[key] = _Ended(running.epoch, last_attempt, now_s + REMEMBERED_S)
         self._ended.move_to_end(key)
-        while len(self._ended) > MAX_REMEMBERED:
+        while len(self._ended) > MAX_REMEMBERED or self._oldest.forgotten_at_s <= now_s:
             self._ended.popitem(last=False)
+
+    @property
+    def _oldest(self) -> _Ended:
+        return next(iter(self._ended.values()))

@@ -19,7 +19,7 @@ from router.events import Delta
 from rpc.pb import cluster_pb2, cluster_pb2_grpc
 from tests.e2e.books import what_is_held
 
-NUM_REQUESTS, NUM_WARM_UP = 2000, 500
+NUM_REQUESTS, NUM_WARM_UP = 2000, 1000
 """Before the warm-up has ended pools, caches and code are still being filled."""
 NUM_AT_ONCE = 24
 IDLE_EVERY = 500
