@@ -47,6 +47,10 @@ def serve(  # noqa: PLR0913 - each is an option of the command line
         Path | None, typer.Option(help="plan.toml; default: one prefill, one decode, one router.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as TOML: see below.")] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Of `baton profile`: prefill steps as large as its L_m, unless --config says."),
+    ] = None,
     registry: Annotated[
         str | None, typer.Option(help="redis:// or rediss:// URL; default: an embedded Valkey.")
     ] = None,
@@ -69,6 +73,7 @@ def serve(  # noqa: PLR0913 - each is an option of the command line
             model=model,
             plan=plan,
             config=config,
+            profile=profile,
             registry=registry,
             port=port,
             name=name,

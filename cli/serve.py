@@ -10,9 +10,10 @@ import typer
 
 from cli.fetch import error_console, serve_extra_missing, step_lines
 from cli.running import announced
-from core.config import Config, load
+from core.config import Config, WorkerConfig, load
 from core.errors import BatonError
 from core.plan import Plan, load_plan
+from core.profile import load as load_profile
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +29,7 @@ class ServeOptions:
     """A folder, a .gguf file or hf:ORG/NAME@COMMIT."""
     plan: Path | None
     config: Path | None
+    profile: Path | None
     registry: str | None
     port: int
     name: str
@@ -58,6 +60,8 @@ def _spec(options: ServeOptions, console: "Console") -> "ClusterSpec":
     if not options.config:
         engine = replace(config.engine, num_threads=threads_per_instance(plan))
         config = replace(config, engine=engine)
+    if options.profile:
+        config = saturating(config, load_profile(options.profile).l_m_tokens)
     return ClusterSpec(
         plan=plan,
         model_dir=_model_dir(options.model or plan.model, console),
@@ -67,6 +71,13 @@ def _spec(options: ServeOptions, console: "Console") -> "ClusterSpec":
         router_port=options.port,
         log_level=options.log_level,
     )
+
+
+def saturating(config: Config, l_m_tokens: int) -> Config:
+    """Prefill steps of the profile's L_m tokens, unless the settings name a size."""
+    if config.worker.prefill_step_tokens != WorkerConfig().prefill_step_tokens:
+        return config
+    return replace(config, worker=replace(config.worker, prefill_step_tokens=l_m_tokens))
 
 
 def _model_dir(name: str, console: "Console") -> Path:

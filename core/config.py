@@ -120,7 +120,7 @@ class RouterConfig:
     """Waiting this long for admission counts as much as one step of priority."""
     default_timeout_s: float = 600.0
     """Deadline of requests that name none."""
-    max_attempts: int = 4
+    max_attempts: int = 8
     """How often one request is placed before it fails."""
     max_client_buffer_bytes: int = 64 * 1024
     """What a slow reader may leave unread before it is paused, then ended."""

@@ -35,6 +35,7 @@ REFUSED = [
     ("nobody to ask", ["generate", "hi"], 1, "baton serve"),
     ("no such plan", ["serve", "--plan", "nowhere.toml"], 2, "nowhere.toml"),
     ("no such config", ["serve", "--config", "nowhere.toml"], 2, "nowhere.toml"),
+    ("no such profile", ["serve", "--profile", "nowhere.json"], 2, "nowhere.json"),
     ("no model yet", ["serve"], 1, "baton fetch"),
     ("no such model", ["serve", "--model", "/nowhere"], 1, "/nowhere: no config.json"),
     ("no such GGUF file", ["serve", "--model", "/no.gguf"], 1, "/no.gguf: no such file"),
