@@ -63,6 +63,18 @@ def tiny_pools(tiny_dir: Path) -> Iterator[RunningCluster]:
 
 
 @pytest.fixture(scope="module")
+def tiny_mixed(tiny_dir: Path) -> Iterator[RunningCluster]:
+    """One mixed instance with 64 blocks, the tiny model."""
+    none = PoolPlan(replicas=0)
+    spec = replace(
+        cluster_spec(tiny_dir), plan=Plan(prefill=none, decode=none, mixed=PoolPlan(replicas=1))
+    )
+    engine = replace(spec.config.engine, num_blocks=64)
+    with running(replace(spec, config=replace(spec.config, engine=engine))) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
 def smollm2_pair(smollm2_dir: Path) -> Iterator[RunningCluster]:
     """One prefill, one decode, the default model."""
     with running(cluster_spec(smollm2_dir)) as cluster:
