@@ -49,7 +49,9 @@ def serve(  # noqa: PLR0913 - each is an option of the command line
     config: Annotated[Path | None, typer.Option(help="Settings as TOML: see below.")] = None,
     profile: Annotated[
         Path | None,
-        typer.Option(help="Of `baton profile`: prefill steps as large as its L_m, unless --config says."),
+        typer.Option(
+            help="Of `baton profile`: prefill steps as large as its L_m, unless --config says."
+        ),
     ] = None,
     registry: Annotated[
         str | None, typer.Option(help="redis:// or rediss:// URL; default: an embedded Valkey.")
