@@ -102,7 +102,11 @@ class DecodePhase:
     @property
     def is_short(self) -> bool:
         """See reservations.Running."""
-        return self.has_swapped and self._scheduler.num_answers + self.swap.num_returning > 0
+        if not self.has_swapped:
+            return False
+        # Who has room already commits, runs and ends, or is lost in a bounded time.
+        is_coming = self._blocks.allocator.counts()[BlockState.INCOMING] > 0
+        return is_coming or self._scheduler.num_answers + self.swap.num_returning > 0
 
     def schedule(self, num_others: int) -> PhaseWork:
         """One token of every running answer; what blocks are left bring others back."""
@@ -154,8 +158,8 @@ class DecodePhase:
 
     @property
     def is_stuck(self) -> bool:
-        """See scheduler.Memory. Prompts of this instance are leased to handoffs of this instance,
-        which wait for room; none has it already, and so none will join and end."""
+        """See scheduler.Memory. Prompts of this instance are leased, perhaps to an instance whose
+        own wait for room here; no handoff has room already, and so none will join and end."""
         counts = self._blocks.allocator.counts()
         is_coming = counts[BlockState.INCOMING] or self.swap.num_returning
         return bool(counts[BlockState.LEASED] and self._reporter.num_reserving and not is_coming)

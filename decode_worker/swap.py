@@ -13,7 +13,7 @@ waits for just their blocks (`DecodePhase.is_stuck`). In the end all blocks are 
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -21,6 +21,7 @@ from typing import Protocol
 
 from core.blocks import BlockState
 from core.errors import BatonError
+from core.kv_layout import cut_tokens
 from core.tables import Ruling, Table
 from decode_worker.job import Answer
 from decode_worker.parts import DecodeParts
@@ -30,6 +31,10 @@ from rpc.status import our_error
 from worker_host.blocks import MAX_GROWTH_RESERVE
 
 logger = logging.getLogger(__name__)
+
+PIECE_BYTES = 64 * 1024 * 1024
+"""Of one copy: large enough for full speed, and on a device, where each takes as much again for a
+moment, small beside what makes an answer leave."""
 
 
 class SwapState(StrEnum):
@@ -93,7 +98,7 @@ class Parcel:
     num_coming: int
     """Of them, those that nobody else holds: they are free once it is out."""
     state: SwapState = SwapState.LEAVING
-    payload: memoryview | None = None
+    pieces: Sequence[memoryview] | None = None
     is_copying: bool = False
 
 
@@ -104,6 +109,7 @@ class Swap:
         self._blocks = parts.blocks
         self._store = parts.store
         self._copies = parts.copies
+        self._layout = parts.layout
         self._layers = range(parts.layout.num_layers)
         self._max_blocks = parts.num_swap_blocks
         self._work = parts.work
@@ -209,21 +215,31 @@ class Swap:
         pin = self._blocks.pin(parcel.answer.held_block_ids)
         parcel.is_copying = True
         try:
-            parcel.payload = await run_to_end(self._copies, self._copy_of(parcel))
+            parcel.pieces = await run_to_end(self._copies, self._copy_of(parcel))
         finally:
             parcel.is_copying = False
             self._blocks.unpin(pin)
 
-    def _copy_of(self, parcel: Parcel) -> Callable[[], memoryview | None]:
+    def _copy_of(self, parcel: Parcel) -> Callable[[], Sequence[memoryview] | None]:
         """What a thread does. It is given a block table of its own."""
         answer = parcel.answer
         block_ids, tokens = tuple(answer.block_ids), range(answer.kv_start, answer.num_kv_tokens)
-        if parcel.payload is None:
-            return partial(self._store.gather, self._layers, block_ids, tokens)
-        return partial(self._scatter, block_ids, tokens, parcel.payload)
+        if parcel.pieces is None:
+            return partial(self._gather, block_ids, tokens)
+        return partial(self._scatter, block_ids, tokens, parcel.pieces)
 
-    def _scatter(self, block_ids: tuple[int, ...], tokens: range, payload: memoryview) -> None:
-        self._store.scatter(self._layers, block_ids, tokens, payload)
+    def _gather(self, block_ids: tuple[int, ...], tokens: range) -> Sequence[memoryview]:
+        return [
+            self._store.gather(self._layers, block_ids, cut)
+            for cut in cut_tokens(tokens, self._layers, self._layout, PIECE_BYTES)
+        ]
+
+    def _scatter(
+        self, block_ids: tuple[int, ...], tokens: range, pieces: Sequence[memoryview]
+    ) -> None:
+        cuts = cut_tokens(tokens, self._layers, self._layout, PIECE_BYTES)
+        for cut, piece in zip(cuts, pieces, strict=True):
+            self._store.scatter(self._layers, block_ids, cut, piece)
 
     def _copied(self, parcel: Parcel) -> None:
         answer, is_leaving = parcel.answer, parcel.state is SwapState.LEAVING

@@ -10,6 +10,9 @@ OUTPUT_TOKEN_COST = 2.0
 """Against a prompt token, as in Sheng et al. (OSDI '24), section 5: an output token takes a step of
 its own, and its KV stays as long."""
 
+MAX_ABSENT = 4096
+"""Tenants whose debt is remembered while they have no work; beyond, all of it is forgiven."""
+
 T = TypeVar("T")
 
 
@@ -63,6 +66,9 @@ class ServedTokens:
 
     def _forget(self) -> None:
         """Who is away and has no more than the least served would be lifted to it anyway."""
+        if len(self._served) - len(self._num_here) > MAX_ABSENT:
+            self._served = {name: self._served[name] for name in self._num_here}
+            return
         start = min((self._served[name] for name in self._num_here), default=self._last_left)
         for name in [n for n, cost in self._served.items() if cost <= start]:
             if name not in self._num_here:

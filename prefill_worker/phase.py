@@ -69,13 +69,14 @@ class PrefillPhase:
             only_first_token=only_first_token,
             arrived_at_s=parts.clock.now_s(),
         )
-        self._scheduler.add(job)
+        # First, since it may end an earlier attempt, whose place in the queue is free then.
+        job.source = parts.book.accept(
+            work.handoff_id, work.fence, on_ended=lambda source: self._ended(job, source)
+        )
         try:
-            job.source = parts.book.accept(
-                work.handoff_id, work.fence, on_ended=lambda source: self._ended(job, source)
-            )
+            self._scheduler.add(job)
         except BaseException:
-            self._scheduler.remove(job)
+            parts.book.end(job.source, Outcome.ABORTED)
             raise
         self._jobs[job] = None
         parts.work.set()

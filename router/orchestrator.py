@@ -83,6 +83,7 @@ class Orchestrator:
         with self._running.hold(request) as running:
             cost = PROMPT_TOKEN_COST * request.num_prompt_tokens
             async with self.admission.admit(left_s, _claim(request), cost=cost):
+                running.check()
                 await self._run(request, draft.num_choices, running, write)
 
     async def drain(self) -> None:

@@ -25,6 +25,13 @@ class Running:
     num_attempts_before: int
     """Made by an earlier request of the same id: workers drop attempts that are not above it."""
     choices: Sequence[Choice] = ()
+    resumed_epoch: int | None = None
+    """Of the request that took the id over, perhaps while this one waited for admission."""
+
+    def check(self) -> None:
+        """Raise StaleFence when the id is another's by now."""
+        if self.resumed_epoch is not None:
+            raise StaleFence(f"resumed with epoch {self.resumed_epoch}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,7 @@ class RunningRequests:
     def _take_from(self, other: Running, request: Request) -> None:
         if other.epoch >= request.epoch:
             raise DuplicateRequest(f"request id in use, epoch {other.epoch}")
+        other.resumed_epoch = request.epoch
         for choice in other.choices:
             choice.give_up(StaleFence(f"resumed with epoch {request.epoch}"))
 

@@ -230,6 +230,8 @@ def work_from_pb(message: workers_pb2.WorkRequest, spec: ModelSpec) -> WorkReque
     bounds.number("child_index", message.child_index, 0, MAX_NUM_CHOICES - 1)
     bounds.above("timeout_s", message.timeout_s, 0.0, MAX_TIMEOUT_S)
     bounds.text("fingerprint", message.fingerprint, _FINGERPRINT)
+    if stop.min_tokens and message.sampling.HasField("grammar"):
+        bounds.refuse("stop.min_tokens", "cannot be combined with a grammar")
     bounds.text("tenant", message.tenant, _TENANT)
     bounds.number("priority", message.priority, -MAX_PRIORITY, MAX_PRIORITY)
     _check_tokens(bounds, message, spec)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.fairness import Claim, FairQueue, ServedTokens
+from policy.fairness import MAX_ABSENT, Claim, FairQueue, ServedTokens
 
 
 def queue(*claims: Claim, served: ServedTokens | None = None) -> FairQueue[int]:
@@ -86,6 +86,16 @@ def test_an_absent_tenant_keeps_its_debt() -> None:
     served.leave("a")
     served.join("a")
     assert served.served("a") == 100
+
+
+def test_debts_of_many_absent_tenants_are_forgiven_at_once() -> None:
+    served = ServedTokens()
+    served.join("light")
+    for i in range(2 * MAX_ABSENT):
+        served.join(f"tenant-{i}")
+        served.charge(f"tenant-{i}", 1 + i)
+        served.leave(f"tenant-{i}")
+    assert len(served._served) <= MAX_ABSENT + 1
 
 
 def test_tenants_that_are_gone_take_no_memory() -> None:

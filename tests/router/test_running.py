@@ -1,6 +1,9 @@
 """Ids in use and just ended: what is remembered, and for how long."""
 
+import pytest
+
 from core.clock import ManualClock
+from core.errors import StaleFence
 from core.ids import RequestId
 from core.request import Request, SamplingParams, StopParams
 from router import running
@@ -44,3 +47,13 @@ def test_what_ended_is_forgotten_after_its_time_and_no_sooner() -> None:
     clock.advance(running.REMEMBERED_S + 1)
     run(requests, "b")
     assert list(requests._ended) == [RequestId("b")]
+
+
+def test_whoever_waited_for_admission_learns_that_its_id_is_taken() -> None:
+    requests = RunningRequests(ManualClock())
+    with requests.hold(request("a")) as waiting:
+        waiting.check()
+        with requests.hold(request("a", epoch=1)) as resumed:
+            resumed.check()
+            with pytest.raises(StaleFence, match="epoch 1"):
+                waiting.check()
