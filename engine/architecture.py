@@ -22,6 +22,8 @@ UNSUPPORTED: dict[str, Callable[[Fields], object]] = {
     "multi-head latent attention (kv_lora_rank)": lambda c: c.get("kv_lora_rank"),
     "score softcapping (attn_logit_softcapping)": lambda c: c.get("attn_logit_softcapping"),
     "KV shared between layers (num_kv_shared_layers)": lambda c: c.get("num_kv_shared_layers"),
+    # transformers puts it into its mask alone, and an attention backend never hears of it.
+    "a sliding window of phimoe": lambda c: c["model_type"] == "phimoe" and c.get("sliding_window"),
     "ALiBi position biases": lambda c: c.get("alibi") or c["model_type"] in ALIBI_MODELS,
     # Their frequencies follow the longest request of the batch: an answer would depend on others.
     "rotary scaling by length (rope_type dynamic or longrope)": lambda c: (

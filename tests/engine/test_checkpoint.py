@@ -21,6 +21,7 @@ from transformers import (
     Llama4TextConfig,
     MambaConfig,
     MptConfig,
+    PhimoeConfig,
     PretrainedConfig,
     T5Config,
 )
@@ -106,6 +107,7 @@ REFUSED: list[tuple[PretrainedConfig, str]] = [
     (Gemma2Config(), "score softcapping"),
     (BloomConfig(), "ALiBi"),
     (MptConfig(), "ALiBi"),
+    (PhimoeConfig(sliding_window=64), "a sliding window"),
     (T5Config(), "it does not generate text"),
     (MambaConfig(), "recurrent state"),
     (Lfm2Config(layer_types=["conv"] * 32), "layers of conv"),
