@@ -12,6 +12,7 @@ from transformers import (
     BloomConfig,
     Gemma2Config,
     PretrainedConfig,
+    Qwen2Config,
 )
 
 from core.errors import ModelError
@@ -46,6 +47,16 @@ def save(config: PretrainedConfig, directory: Path) -> Path:
     model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     model.save_pretrained(directory)
     return directory
+
+
+def test_windows_of_some_layers_of_qwen2_equal_generate(tmp_path: Path) -> None:
+    """The other architectures are in test_exactness_matrix."""
+    windowed = Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=10, max_window_layers=1)
+    model = TinyModel(save(windowed, tmp_path))
+    prompts = [random_prompt(length, seed=length) for length in (30, 7)]
+    answers = [Answer(p, tuple(range(i, 20, 2)), chunk=9) for i, p in enumerate(prompts)]
+    run_all(model.runner(), answers, 16)
+    assert [list(a.output) for a in answers] == [model.generate(p, 16) for p in prompts]
 
 
 def test_attention_we_do_not_compute_is_refused(tmp_path: Path) -> None:
