@@ -23,7 +23,7 @@ CHECKS: dict[str, list[str]] = {
     "types": [str(SCRIPTS / "mypy")],
     "tests": [
         *(sys.executable, "-m", "pytest", "-q", "--no-header"),
-        *("-m", "not gpu and not ray and not model and not matrix"),
+        *("-m", "not gpu and not ray and not model and not matrix", "--ignore=tests/endurance"),
     ],
     "imports": [str(SCRIPTS / "lint-imports")],
     "contract": [sys.executable, "-m", "tools.proto", "--check"],
