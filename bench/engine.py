@@ -14,9 +14,11 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+from bench.asking import TIMEOUT_S, ask, random_prompt
 from bench.processes import running
 from bench.report import Bar, Figure, Report, figure
 from core.clock import MonotonicClock
@@ -28,18 +30,16 @@ from engine.batch import BatchEntry, SampleSpec
 from engine.model import load_model
 from engine.runner import Runner
 from router.client import AsyncClient
-from router.events import Delta
 
 Progress = Callable[[str], None]
 
 SEED = 20_262
-VOCABULARY = range(1000, 40_000)
-TIMEOUT_S = 300.0
 QUICK = 3
 """--quick divides repetitions and durations by this."""
 
 STEP_TOKENS = 64
 NUM_ANSWERS = 8
+MAX_ANSWER_TOKENS = 4000
 ANSWER_PROMPT_TOKENS = 64
 PROMPT_TOKENS = 1024
 PROMPT_ANSWER_TOKENS = 8
@@ -102,7 +102,7 @@ def _budget_step(model_dir: Path, rng: random.Random) -> Figure:
 def _entry(rng: random.Random, start: int, num: int, block_ids: tuple[int, ...]) -> BatchEntry:
     return BatchEntry(
         key=f"{block_ids[0]}",
-        token_ids=_prompt(rng, num),
+        token_ids=random_prompt(rng, num),
         start=start,
         block_ids=block_ids,
         sample=SampleSpec(
@@ -127,7 +127,7 @@ async def _stalls(
         started_s = clock.now_s()
         for _ in range(num_prompts):
             asked_s = clock.now_s()
-            prompt = _prompt(rng, PROMPT_TOKENS)
+            prompt = random_prompt(rng, PROMPT_TOKENS)
             moments_s = await _moments(cluster.client, prompt, PROMPT_ANSWER_TOKENS)
             ttfts_s.append(moments_s[0] - asked_s)
         ended_s = clock.now_s()
@@ -150,14 +150,23 @@ async def _writing(client: AsyncClient, rng: random.Random) -> AsyncIterator[lis
     answers: list[list[float]] = [[] for _ in range(NUM_ANSWERS)]
     begun = asyncio.Event()
 
-    def on_token() -> None:
-        if all(len(moments_s) > 2 for moments_s in answers):
+    def on_tokens(moments_s: list[float], num_tokens: int) -> None:
+        _note(moments_s, num_tokens)
+        if all(len(others_s) > 2 for others_s in answers):
             begun.set()
 
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(_write(client, _prompt(rng, ANSWER_PROMPT_TOKENS), moments, on_token))
-            for moments in answers
+            # As long as the bench may take; cancelled at its end.
+            group.create_task(
+                ask(
+                    client,
+                    random_prompt(rng, ANSWER_PROMPT_TOKENS),
+                    MAX_ANSWER_TOKENS,
+                    partial(on_tokens, moments_s),
+                )
+            )
+            for moments_s in answers
         ]
         async with asyncio.timeout(TIMEOUT_S):
             await begun.wait()
@@ -166,33 +175,15 @@ async def _writing(client: AsyncClient, rng: random.Random) -> AsyncIterator[lis
             task.cancel()
 
 
-async def _write(
-    client: AsyncClient,
-    prompt: tuple[int, ...],
-    moments_s: list[float],
-    on_token: Callable[[], None],
-) -> None:
-    """An answer as long as the bench may take; cancelled at its end."""
-    async for event in client.generate(
-        token_ids=prompt, max_tokens=4000, temperature=0.0, ignore_eos=True, timeout_s=TIMEOUT_S
-    ):
-        if isinstance(event, Delta):
-            moments_s += [clock.now_s()] * len(event.token_ids)
-            on_token()
-
-
 async def _moments(client: AsyncClient, prompt: tuple[int, ...], max_tokens: int) -> list[float]:
+    """When each token came."""
     moments_s: list[float] = []
-    async for event in client.generate(
-        token_ids=prompt,
-        max_tokens=max_tokens,
-        temperature=0.0,
-        ignore_eos=True,
-        timeout_s=TIMEOUT_S,
-    ):
-        if isinstance(event, Delta):
-            moments_s += [clock.now_s()] * len(event.token_ids)
+    await ask(client, prompt, max_tokens, partial(_note, moments_s))
     return moments_s
+
+
+def _note(moments_s: list[float], num_tokens: int) -> None:
+    moments_s += [clock.now_s()] * num_tokens
 
 
 # --- fairness ---------------------------------------------------------------------------------
@@ -249,17 +240,6 @@ async def _contest(
 
 async def _ask_on(client: AsyncClient, rng: random.Random, tenant: Tenant) -> None:
     while True:
-        async for event in client.generate(
-            token_ids=_prompt(rng, FAIR_PROMPT_TOKENS),
-            max_tokens=FAIR_ANSWER_TOKENS,
-            temperature=0.0,
-            ignore_eos=True,
-            timeout_s=TIMEOUT_S,
-            tenant=tenant.name,
-        ):
-            if isinstance(event, Delta):
-                tenant.moments_s += [clock.now_s()] * len(event.token_ids)
-
-
-def _prompt(rng: random.Random, num_tokens: int) -> tuple[int, ...]:
-    return tuple(rng.choice(VOCABULARY) for _ in range(num_tokens))
+        prompt = random_prompt(rng, FAIR_PROMPT_TOKENS)
+        noted = partial(_note, tenant.moments_s)
+        await ask(client, prompt, FAIR_ANSWER_TOKENS, noted, tenant=tenant.name)

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import pairwise
 
+from bench.asking import TIMEOUT_S, ask, random_prompt
 from bench.pair import Pair, clock, running_pair
 from bench.report import Bar, Figure, Report, figure
 from deploy.default_model import fetch_default_model
@@ -20,14 +21,12 @@ from router.events import Delta, Finished
 Progress = Callable[[str], None]
 
 SEED = 20_261
-VOCABULARY = range(1000, 40_000)
 SHORT_TOKENS, LONG_TOKENS, LAG_TOKENS = 64, 512, 1024
 NUM_SHORT, NUM_LONG, NUM_LAG, NUM_CANCELS = 30, 10, 3, 5
 NUM_ANSWER_TOKENS = 12
 IDLE_S = 30.0
 QUICK = 3
 """--quick divides repetitions and the idle time by this."""
-TIMEOUT_S = 120.0
 CHUNK_TOKENS = 256
 """WorkerConfig.prefill_step_tokens: what a cancelled prompt may still compute."""
 
@@ -60,7 +59,7 @@ async def _measure(divisor: int, on_progress: Progress) -> Report:
         rng = random.Random(SEED)
         on_progress("warming up")
         for num_tokens in (SHORT_TOKENS, LONG_TOKENS):
-            await _ask(pair, _prompt(rng, num_tokens))
+            await _ask(pair, random_prompt(rng, num_tokens))
         on_progress("what the router adds to TTFT")
         added, added_bars = await _router_adds(pair, rng, NUM_SHORT // divisor)
         on_progress("the first gap")
@@ -84,7 +83,7 @@ async def _measure(divisor: int, on_progress: Progress) -> Report:
 async def _router_adds(pair: Pair, rng: random.Random, num: int) -> tuple[list[Figure], list[Bar]]:
     direct_s, routed_s = [], []
     for index in range(num):
-        prompt = _prompt(rng, SHORT_TOKENS)
+        prompt = random_prompt(rng, SHORT_TOKENS)
         direct_s.append(await pair.direct_ttft_s(prompt, f"direct/{index}"))
         routed_s.append((await _ask(pair, prompt, max_tokens=1)).ttft_s)
     direct = figure("TTFT, prefill called directly (baseline)", direct_s, "s")
@@ -97,7 +96,7 @@ async def _router_adds(pair: Pair, rng: random.Random, num: int) -> tuple[list[F
 async def _first_gap(pair: Pair, rng: random.Random, num: int) -> tuple[list[Figure], list[Bar]]:
     floors_s, answers = [], []
     for index in range(num):
-        prompt = _prompt(rng, LONG_TOKENS)
+        prompt = random_prompt(rng, LONG_TOKENS)
         floors_s.append(await pair.transfer_floor_s(prompt, f"floor/{index}"))
         answers.append(await _ask(pair, prompt))
     floor = figure(f"fetch of {LONG_TOKENS} tokens' KV (floor)", floors_s, "s")
@@ -112,7 +111,7 @@ async def _loop_lag(pair: Pair, rng: random.Random, num: int) -> tuple[list[Figu
     lags_s, computes_s = [], []
     for _ in range(num):
         await pair.books(pair.prefill)  # forget the samples so far
-        answer = await _ask(pair, _prompt(rng, LAG_TOKENS), max_tokens=1)
+        answer = await _ask(pair, random_prompt(rng, LAG_TOKENS), max_tokens=1)
         lags_s.append((await pair.books(pair.prefill)).integrity.loop_lag_p99_s)
         computes_s.append(answer.finished.timing.prefill.compute_s)
     name = f"event loop lag p99 during a {LAG_TOKENS}-token prefill"
@@ -124,7 +123,7 @@ async def _loop_lag(pair: Pair, rng: random.Random, num: int) -> tuple[list[Figu
 async def _cancel_decodes(
     pair: Pair, rng: random.Random, num: int, step_s: float
 ) -> tuple[list[Figure], list[Bar]]:
-    waits_s = [await _cancel_decode(pair, _prompt(rng, LONG_TOKENS)) for _ in range(num)]
+    waits_s = [await _cancel_decode(pair, random_prompt(rng, LONG_TOKENS)) for _ in range(num)]
     freed = figure("cancel until decode's blocks are free", waits_s, "s")
     bound_s = step_s + MAX_FREE_S
     bar = Bar(name=f"{freed.name} ≤ step + 50 ms", value=freed.median, bound=bound_s, unit="s")
@@ -140,10 +139,10 @@ async def _cancel_prefills(
     """
     chunks_s, waits_s, num_chunks = [], [], []
     for _ in range(num):
-        whole = _ask(pair, _prompt(rng, CHUNK_TOKENS), max_tokens=2)
+        whole = _ask(pair, random_prompt(rng, CHUNK_TOKENS), max_tokens=2)
         timing = (await pair.while_probed(pair.prefill, whole)).finished.timing
         chunks_s.append(timing.prefill.compute_s)
-        wait_s, num_steps = await _cancel_prefill(pair, _prompt(rng, LAG_TOKENS))
+        wait_s, num_steps = await _cancel_prefill(pair, random_prompt(rng, LAG_TOKENS))
         waits_s.append(wait_s)
         num_chunks.append(num_steps)
     chunk = figure(f"one chunk of {CHUNK_TOKENS} tokens (baseline)", chunks_s, "s")
@@ -192,17 +191,11 @@ async def _idle(pair: Pair, duration_s: float) -> tuple[list[Figure], list[Bar]]
 async def _ask(pair: Pair, prompt: tuple[int, ...], max_tokens: int = NUM_ANSWER_TOKENS) -> Timed:
     """One request through the router, timed by its client."""
     started_s, moments_s = clock.now_s(), list[float]()
-    async for event in pair.client.generate(
-        token_ids=prompt,
-        max_tokens=max_tokens,
-        temperature=0.0,
-        ignore_eos=True,
-        timeout_s=TIMEOUT_S,
-    ):
-        if isinstance(event, Delta):
-            moments_s += [clock.now_s()] * len(event.token_ids)
-        elif isinstance(event, Finished):
-            finished = event
+
+    def on_tokens(num_tokens: int) -> None:
+        moments_s.extend([clock.now_s()] * num_tokens)
+
+    finished = await ask(pair.client, prompt, max_tokens, on_tokens)
     gaps_s = [b - a for a, b in pairwise(moments_s)]
     return Timed(
         ttft_s=moments_s[0] - started_s,
@@ -210,7 +203,3 @@ async def _ask(pair: Pair, prompt: tuple[int, ...], max_tokens: int = NUM_ANSWER
         step_s=statistics.median(gaps_s[1:]) if len(gaps_s) > 1 else 0.0,
         finished=finished,
     )
-
-
-def _prompt(rng: random.Random, num_tokens: int) -> tuple[int, ...]:
-    return tuple(rng.choice(VOCABULARY) for _ in range(num_tokens))

@@ -1,7 +1,6 @@
 """How a model wants its tokens chosen: what its generation_config.json says for whoever says
 nothing."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from core.errors import FieldViolation, ModelError
 from core.request import SamplingParams
 from core.validation import sampling_violations
+from text.model_files import read_object
 
 _NUMBERS: Mapping[str, tuple[type, ...]] = {
     "temperature": (int, float),
@@ -42,7 +42,8 @@ class GenerationDefaults:
             ModelError: the file cannot be read, or values break their bounds; names the fields.
         """
         path = model_dir / "generation_config.json"
-        document = _read(path)
+        # A null says nothing.
+        document = {n: value for n, value in read_object(path).items() if value is not None}
         problems = list(_type_problems(document))
         if not problems:
             sampling = SamplingParams(**{n: document[n] for n in _NUMBERS if n in document})
@@ -50,19 +51,6 @@ class GenerationDefaults:
         if problems:
             raise ModelError(f"{path}: {'; '.join(problems)}")
         return cls(sampling=sampling, max_tokens=document.get(_LIMIT))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What the file says; a null says nothing."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
-    if not isinstance(document, dict):
-        raise ModelError(f"cannot read {path}: expected an object")
-    return {name: value for name, value in document.items() if value is not None}
 
 
 def _type_problems(document: Mapping[str, Any]) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Text ↔ token ids, from the files in a model's folder."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -12,6 +11,7 @@ import tokenizers
 
 from core.errors import FieldViolation, InvalidRequest, ModelError
 from text.chat_template import ChatTemplate, Message
+from text.model_files import read_object
 
 Json = dict[str, Any]
 
@@ -48,13 +48,13 @@ class Tokenizer:
             tokenizer_json = path.read_bytes()
         except OSError as error:
             raise ModelError(f"cannot read {path}: {error.strerror}") from error
-        config = _read_json(model_dir / "tokenizer_config.json")
+        config = read_object(model_dir / "tokenizer_config.json")
         template_path = model_dir / "chat_template.jinja"
         if template_path.is_file():
             config["chat_template"] = template_path.read_text(encoding="utf-8")
         # transformers' generate() asks them in this order.
-        generation_config = _read_json(model_dir / "config.json")
-        generation_config |= _read_json(model_dir / "generation_config.json")
+        generation_config = read_object(model_dir / "config.json")
+        generation_config |= read_object(model_dir / "generation_config.json")
         try:
             tokenizer = cls(tokenizer_json, config, generation_config)
         except ModelError as error:
@@ -131,18 +131,6 @@ def _parse(tokenizer_json: bytes) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_buffer(tokenizer_json)
     except Exception as error:  # the library raises nothing narrower
         raise ModelError(f"not a tokenizer: {error}") from error
-
-
-def _read_json(path: Path) -> Json:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
-    if not isinstance(document, dict):
-        raise ModelError(f"cannot read {path}: expected an object")
-    return document
 
 
 def _special_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

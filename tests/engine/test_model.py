@@ -17,6 +17,7 @@ from transformers import (
 
 from core.errors import ModelError
 from engine.model import load_model, weights_digest
+from tests.engine.architectures import SHAPE
 from tests.engine.damages import DAMAGES, NAMES, cut_in_two, edit_json
 from tests.engine.tiny import (
     EOS_TOKEN_ID,
@@ -27,19 +28,6 @@ from tests.engine.tiny import (
     run_all,
     sample_spec,
 )
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.3,
-    "pad_token_id": None,
-}
 
 
 def save(config: PretrainedConfig, directory: Path) -> Path:
