@@ -5,23 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.config import parse_as
+from core.parallel import ParallelLayout
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParallelLayout:
-    """tp × pp workers make one instance."""
-
-    tp: int = 1
-    """Tensor-parallel ranks; packed on one host."""
-    pp: int = 1
-    """Pipeline stages; may spread over hosts."""
-
-    @property
-    def num_workers(self) -> int:
-        """Ranks of one instance."""
-        return self.tp * self.pp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +57,8 @@ class Plan:
 def _pool_problems(name: str, pool: PoolPlan) -> Iterator[str]:
     if pool.replicas < 0:
         yield f"{name}.replicas must be at least 0, got {pool.replicas}"
-    if pool.layout.num_workers != 1:
-        # Ranks of one instance over several processes come with tensor and pipeline parallelism.
-        yield f"{name}.layout: only tp = 1, pp = 1 so far, got {pool.layout.tp} x {pool.layout.pp}"
+    for problem in pool.layout.problems():
+        yield f"{name}.layout.{problem}"
     if pool.num_cpus < 0 or pool.num_gpus < 0:
         yield f"{name}: num_cpus and num_gpus must be at least 0"
 

@@ -86,7 +86,7 @@ def load_compute(spec: InstanceSpec) -> Compute:
     # Here and not above: whoever only names an InstanceSpec needs no torch.
     from engine.grammars import GrammarStates
     from engine.model import load_model
-    from engine.runner import Runner
+    from engine.runner import one_rank
     from engine.self_check import check_against_eager
 
     engine = spec.config.engine
@@ -97,7 +97,7 @@ def load_compute(spec: InstanceSpec) -> Compute:
         vocab_size=loaded.spec.vocab_size,
         eos_token_ids=loaded.spec.eos_token_ids,
     )
-    runner = Runner(
+    runner = one_rank(
         loaded,
         num_blocks=engine.num_blocks,
         block_size=engine.block_size,

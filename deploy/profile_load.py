@@ -28,13 +28,13 @@ def load_bench(model_dir: Path, engine: EngineConfig, clock: Clock) -> tuple[Ben
     """Load the model; takes seconds to minutes. Raises ModelError or TooLittleMemory."""
     # Here and not above: whoever brings an engine of their own needs no torch.
     from engine.model import load_model
-    from engine.runner import Runner
+    from engine.runner import one_rank
 
     if engine.device == "cpu" and model_dir.is_dir():
         needed_bytes = weights_bytes(model_dir, engine.dtype) + kv_bytes(model_dir, engine)
         check_memory(INSTANCE_BYTES + needed_bytes, available_memory_bytes())
     loaded = load_model(model_dir, dtype=engine.dtype, device=engine.device)
-    runner = Runner(
+    runner = one_rank(
         loaded,
         num_blocks=engine.num_blocks,
         block_size=engine.block_size,

@@ -1,13 +1,15 @@
 """Paged attention under every transformers architecture that has an attention interface."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from core.errors import ModelError
 from engine.kv_cache import KvCache
-from engine.step_plan import DecodeGroup, PrefillSpan, SlotIndex, StepPlan
+from engine.step_plan import DecodeGroup, PagedTable, PrefillSpan, SlotIndex, StepPlan
 
 NAME = "baton"
 """As registered with transformers."""
@@ -37,6 +39,31 @@ class GatherBuffers:
         return torch.index_select(cache, 0, index, out=buffer[: len(index)])
 
 
+class PagedKernel(Protocol):
+    """Attention for the chunks or for the answers of a step, reading KV where it lies."""
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        kv: tuple[torch.Tensor, torch.Tensor],
+        table: PagedTable,
+        scale: float,
+        window: int | None,
+        out: torch.Tensor,
+    ) -> None:
+        """`query` is [query head, row, dim], `kv` are [slot, KV head, dim], `out` is [row, query
+        head, dim], all of the whole flat batch; only the rows it is meant for are written."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What there is for a device and a dtype; torch's attention over gathered KV does the rest."""
+
+    prefill: PagedKernel | None = None
+    decode: PagedKernel | None = None
+
+
 class StepAttention:
     """One step's attention: what the model call carries down to every layer as `baton_step`."""
 
@@ -46,11 +73,13 @@ class StepAttention:
         plan: StepPlan,
         buffers: GatherBuffers,
         on_written: Callable[[int], None],
+        kernels: Kernels,
     ) -> None:
-        self._data = cache.data
+        self._cache = cache
         self._plan = plan
         self._rows_of = buffers.rows
         self._on_written = on_written
+        self._kernels = kernels
 
     def attend(
         self,
@@ -64,11 +93,35 @@ class StepAttention:
         Returns [row, head, dim].
         """
         query, key, value = qkv
-        keys, values = self._data[layer, 0], self._data[layer, 1]
+        keys, values = self._cache.layer(layer)
         _write(keys, self._plan.write_index, key)
         _write(values, self._plan.write_index, value)
         self._on_written(layer)
         out = query.new_empty((query.shape[1], query.shape[0], query.shape[2]))
+        table = self._plan.table
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        if self._plan.prefills:
+            if (kernel := self._kernels.prefill) is not None:
+                kernel(query, (keys, values), table, scale, window, out)
+            else:
+                self._prefill(qkv, (keys, values), scale, window, out)
+        if self._plan.decodes:
+            if (kernel := self._kernels.decode) is not None:
+                kernel(query, (keys, values), table, scale, window, out)
+            else:
+                self._decode(query, (keys, values), scale, window, out)
+        return out
+
+    def _prefill(
+        self,
+        qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        kv: tuple[torch.Tensor, torch.Tensor],
+        scale: float,
+        window: int | None,
+        out: torch.Tensor,
+    ) -> None:
+        query, key, value = qkv
+        keys, values = kv
         for span in self._plan.prefills:
             rows = span.rows
             # Before anything is cached, K and V of the chunk are all there is: no gather.
@@ -79,11 +132,20 @@ class StepAttention:
                 else value[:, rows].transpose(0, 1)
             )
             out[rows] = _prefill(query[:, rows], k, v, _prefill_mask(span, window, query), scale)
+
+    def _decode(
+        self,
+        query: torch.Tensor,
+        kv: tuple[torch.Tensor, torch.Tensor],
+        scale: float,
+        window: int | None,
+        out: torch.Tensor,
+    ) -> None:
+        keys, values = kv
         for group in self._plan.decodes:
             k, v = self._rows_of(0, keys, group.index), self._rows_of(1, values, group.index)
             mask = _decode_mask(group, window, query)
             out[group.rows] = _decode(query[:, group.rows], k, v, mask, scale)
-        return out
 
 
 def paged_attention(

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from core.model_spec import DTYPE_BYTES, ModelSpec
+from core.parallel import RankPlace, Shard, shard_of
 
 TORCH_DTYPES = {
     "float32": torch.float32,
@@ -30,30 +31,66 @@ class _Copier(Protocol):
     def write(self, layers: slice, runs: Sequence[Run], payload: Bytes) -> None: ...
 
 
+class KvMemory(Protocol):
+    """An instance's KV, wherever its ranks keep it; all calls block. See `KvCache`."""
+
+    @property
+    def num_layers(self) -> int: ...
+    def gather(self, layers: range, block_ids: Sequence[int], tokens: range) -> memoryview: ...
+    def scatter(
+        self, layers: range, block_ids: Sequence[int], tokens: range, payload: memoryview
+    ) -> None: ...
+
+
+def kv_bytes(spec: ModelSpec, shard: Shard, *, num_blocks: int, block_size: int) -> int:
+    """What a rank's cache takes."""
+    values = 2 * len(shard.layers) * len(shard.kv_heads) * spec.head_dim
+    return values * num_blocks * block_size * DTYPE_BYTES[spec.dtype]
+
+
 class KvCache:
-    """One tensor [num_layers, 2, num_blocks * block_size, num_kv_heads, head_dim].
+    """One rank's KV: one tensor [layer, 2, num_blocks * block_size, KV head, head_dim].
 
     `gather` and `scatter` may run in any thread beside a step, as long as nobody else writes the
     slots they name; both spend their time in copies that do not hold the GIL.
     """
 
     def __init__(
-        self, spec: ModelSpec, *, num_blocks: int, block_size: int, device: str = "cpu"
+        self,
+        spec: ModelSpec,
+        *,
+        num_blocks: int,
+        block_size: int,
+        device: str = "cpu",
+        shard: Shard | None = None,
+        memory: torch.Tensor | None = None,
     ) -> None:
-        self.num_layers = spec.num_layers
+        """`shard` is the rank's part of the model, by default all; `memory` zeroed bytes to live
+        in, as many as `kv_bytes` says."""
+        shard = shard or shard_of(spec, RankPlace())
+        self.shard = shard
+        self.num_layers = len(shard.layers)
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.num_kv_heads = spec.num_kv_heads
+        self.num_kv_heads = len(shard.kv_heads)
         self.head_dim = spec.head_dim
         self.dtype = spec.dtype
-        self.bytes_per_token = spec.kv_bytes_per_token
-        """K and V of one token over all layers."""
         shape = (self.num_layers, 2, num_blocks * block_size, self.num_kv_heads, self.head_dim)
+        dtype = TORCH_DTYPES[spec.dtype]
         # Zeros, not empty: uninitialised memory may hold NaN, which a mask does not silence.
-        self.data = torch.zeros(shape, dtype=TORCH_DTYPES[spec.dtype], device=device)
+        self.data = (
+            torch.zeros(shape, dtype=dtype, device=device)
+            if memory is None
+            else memory.view(dtype).view(shape)
+        )
         self._copier: _Copier = (
             HostCopier(self.data) if self.data.device.type == "cpu" else DeviceCopier(self.data)
         )
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V [slot, KV head, dim] of one of the shard's layers, by its number in the model."""
+        data = self.data[layer - self.shard.layers.start]
+        return data[0], data[1]
 
     def payload_bytes(self, num_layers: int, num_tokens: int) -> int:
         """Size of the payload of `num_tokens` tokens in `num_layers` layers."""

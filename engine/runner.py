@@ -1,56 +1,46 @@
-"""Computes steps: the one object that holds a rank's model and KV cache."""
+"""Computes steps: a forward pass, then one token for each entry that asks for one."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 from core.clock import Clock, MonotonicClock
 from core.request import SamplingParams, StopParams, TokenLogprobs
-from engine.attention import GatherBuffers, StepAttention
 from engine.batch import BatchEntry, SampleSpec, StepResult
+from engine.forward import Forward, ModelForward
 from engine.grammars import GrammarStates
-from engine.kv_cache import KvCache
+from engine.kv_cache import KvCache, KvMemory
 from engine.model import LoadedModel
 from engine.sampler import sample
-from engine.step_plan import StepPlan, plan_step
 
 WARM_UP_TOKENS = 8
 
 T = TypeVar("T")
+M_co = TypeVar("M_co", bound=KvMemory, covariant=True)
 
 
-class Runner:
+class Runner(Generic[M_co]):
     """Runs one step at a time, in whatever thread calls it."""
 
     def __init__(
         self,
-        model: LoadedModel,
+        forward: Forward[M_co],
         *,
-        num_blocks: int,
-        block_size: int,
         num_threads: int,
         clock: Clock | None = None,
         grammars: GrammarStates | None = None,
     ) -> None:
         """Without `grammars` a request that has one is its caller's mistake."""
-        self._device = model.device
-        self._module = model.module.to(self._device)
+        self._forward = forward
         self._num_threads = num_threads
-        self._window_tokens = model.spec.window_tokens
         self._clock = clock or MonotonicClock()
         self._grammars = grammars
-        self._scratch_blocks = tuple(
-            range(num_blocks, num_blocks + -(-(WARM_UP_TOKENS + 1) // block_size))
-        )
-        # The scratch blocks lie behind those that the allocator knows of.
-        self._buffers = GatherBuffers()
-        self.kv_cache = KvCache(
-            model.spec,
-            num_blocks=num_blocks + len(self._scratch_blocks),
-            block_size=block_size,
-            device=self._device,
-        )
+
+    @property
+    def kv_cache(self) -> M_co:
+        """Where the KV of all steps is."""
+        return self._forward.kv_cache
 
     def step(
         self, entries: Sequence[BatchEntry], on_layer: Callable[[int], None] | None = None
@@ -66,15 +56,14 @@ class Runner:
             torch.set_num_threads(self._num_threads)
         with torch.inference_mode():
             self._check_windows(entries)
-            plan = plan_step(entries, self.kv_cache.block_size, self._device)
-            if copies := [pair for entry in entries for pair in entry.copies]:
-                self.kv_cache.copy_blocks(copies)
-            logits = self._forward(plan, on_layer)
-            token_ids, logprobs = self._sample(logits, [entries[i] for i in plan.sampled])
-            self._synchronize()
+            logits = self._forward.run(entries, on_layer)
+            sampled = [entries[i] for i in logits.entries]
+            token_ids, logprobs = self._sample(logits.rows, sampled)
+            if logits.rows.is_cuda:
+                torch.cuda.synchronize(logits.rows.device)
         return StepResult(
-            token_ids=_spread(plan.sampled, token_ids, len(entries)),
-            logprobs=_spread(plan.sampled, logprobs, len(entries)),
+            token_ids=_spread(logits.entries, token_ids, len(entries)),
+            logprobs=_spread(logits.entries, logprobs, len(entries)),
             compute_s=self._clock.now_s() - started_at_s,
         )
 
@@ -93,30 +82,16 @@ class Runner:
                 key="warm-up",
                 token_ids=token_ids,
                 start=start,
-                block_ids=self._scratch_blocks,
+                block_ids=self._forward.scratch_blocks,
                 sample=spec,
             )
             self.step([entry])
 
-    def _forward(self, plan: StepPlan, on_layer: Callable[[int], None] | None) -> torch.Tensor:
-        """Logits [sampled row, vocabulary]."""
-        written = _written_callback(on_layer, torch.device(self._device))
-        logits = self._module(
-            input_ids=plan.input_ids,
-            position_ids=plan.position_ids,
-            use_cache=False,
-            logits_to_keep=plan.sampled_rows,
-            baton_step=StepAttention(self.kv_cache, plan, self._buffers, written),
-        ).logits[0]
-        if isinstance(written, EventNotifier):
-            written.finish()
-        assert isinstance(logits, torch.Tensor)
-        return logits
-
     def _check_windows(self, entries: Sequence[BatchEntry]) -> None:
         """KV that some layer still looks at must not be gone."""
+        window_tokens = self._forward.spec.window_tokens
         for entry in entries:
-            num_seen = entry.start if self._window_tokens is None else self._window_tokens - 1
+            num_seen = entry.start if window_tokens is None else window_tokens - 1
             if entry.kv_start > max(entry.start - num_seen, 0):
                 raise ValueError(
                     f"entry {entry.key}: tokens before {entry.kv_start} are gone, but token "
@@ -137,43 +112,33 @@ class Runner:
         masks = [self._grammars.mask(key, spec) for key, spec in zip(keys, specs, strict=True)]
         return sample(logits, specs, masks)
 
-    def _synchronize(self) -> None:
-        if self._device != "cpu":
-            torch.cuda.synchronize(self._device)
+
+LocalRunner = Runner[KvCache]
+"""With all KV in one cache of this process."""
 
 
-class EventNotifier:
-    """Calls `on_layer(i)` once the GPU has passed layer i's writes: when layer i + 1 is queued."""
-
-    def __init__(self, on_layer: Callable[[int], None]) -> None:
-        self._on_layer = on_layer
-        self._pending: tuple[int, torch.cuda.Event] | None = None
-
-    def __call__(self, layer: int) -> None:
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        self.finish()
-        self._pending = layer, event
-
-    def finish(self) -> None:
-        """Report the layer still pending."""
-        if self._pending is not None:
-            layer, event = self._pending
-            event.synchronize()
-            self._pending = None
-            self._on_layer(layer)
+def one_rank(
+    model: LoadedModel,
+    *,
+    num_blocks: int,
+    block_size: int,
+    num_threads: int,
+    clock: Clock | None = None,
+    grammars: GrammarStates | None = None,
+) -> LocalRunner:
+    """A runner over a whole model on one device."""
+    forward = ModelForward(
+        model,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        num_scratch_blocks=num_scratch_blocks(block_size),
+    )
+    return Runner(forward, num_threads=num_threads, clock=clock, grammars=grammars)
 
 
-def _written_callback(
-    on_layer: Callable[[int], None] | None, device: torch.device
-) -> Callable[[int], None]:
-    if on_layer is None:
-        return _ignore
-    return on_layer if device.type == "cpu" else EventNotifier(on_layer)
-
-
-def _ignore(_layer: int) -> None:
-    pass
+def num_scratch_blocks(block_size: int) -> int:
+    """Blocks that `warm_up` writes to."""
+    return -(-(WARM_UP_TOKENS + 1) // block_size)
 
 
 def _spread(rows: Sequence[int], values: Sequence[T], num_rows: int) -> tuple[T | None, ...]:

@@ -15,7 +15,7 @@ from engine import attention
 from engine.architecture import one_line
 from engine.batch import BatchEntry, SampleSpec
 from engine.model import LoadedModel
-from engine.runner import Runner
+from engine.runner import one_rank
 
 BLOCK_SIZE = 16
 NUM_TOKENS = 24
@@ -92,7 +92,7 @@ def _paged_logits(
 ) -> torch.Tensor:
     """Logits after the last token of each step, with a small cache of their own."""
     num_blocks = -(-len(tokens) // BLOCK_SIZE)
-    runner = Runner(model, num_blocks=num_blocks, block_size=BLOCK_SIZE, num_threads=num_threads)
+    runner = one_rank(model, num_blocks=num_blocks, block_size=BLOCK_SIZE, num_threads=num_threads)
     rows: list[torch.Tensor] = []
     # As instances compute them: nothing but the runner knows how a step is run.
     hook = model.module.register_forward_hook(lambda _, __, out: rows.append(out.logits[0]))

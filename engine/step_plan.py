@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,28 @@ class DecodeGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class PagedTable:
+    """Where the KV of every entry lies, in flat order, for kernels that read it there.
+
+    Token p of entry e, by its position in the request, is in slot
+    `block_ids[e, p // block_size] * block_size + p % block_size`.
+    """
+
+    block_ids: torch.Tensor
+    """[entry, block] of int32, padded with 0."""
+    starts: torch.Tensor
+    """[entry] of int32: tokens before it are gone."""
+    stops: torch.Tensor
+    """[entry] of int32: tokens of the request after the step."""
+    rows: torch.Tensor
+    """[entry + 1] of int32: where each entry's rows begin in the flat batch, and its end."""
+    max_stop: int
+    num_prefills: int
+    """The first entries are chunks; the others have one row each."""
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step's flat batch: prompt chunks first, then decode entries by falling length."""
 
@@ -58,6 +81,7 @@ class StepPlan:
     write_index: SlotIndex
     prefills: tuple[PrefillSpan, ...]
     decodes: tuple[DecodeGroup, ...]
+    table: PagedTable
     sampled: tuple[int, ...]
     """Entry numbers with a SampleSpec, in flat order."""
     sampled_rows: torch.Tensor
@@ -88,6 +112,7 @@ def plan_step(entries: Sequence[BatchEntry], block_size: int, device: str) -> St
         write_index=_index(np.concatenate(writes), device),
         prefills=tuple(_prefill_spans([entries[i] for i in chunks], slots, device)),
         decodes=tuple(_decode_groups(slots[len(chunks) :], int(ends[-1]), device)),
+        table=_paged_table([entries[i] for i in order], len(chunks), block_size, device),
         sampled=tuple(i for i, _ in sampled),
         sampled_rows=_tensor(np.array([row for _, row in sampled], dtype=np.int64), device),
     )
@@ -163,6 +188,25 @@ def _decode_group(slots: Sequence[Slots], rows: slice, device: str) -> DecodeGro
     )
 
 
+def _paged_table(
+    entries: Sequence[BatchEntry], num_prefills: int, block_size: int, device: str
+) -> PagedTable:
+    num_blocks = [-(-entry.stop // block_size) for entry in entries]
+    block_ids = np.zeros((len(entries), max(num_blocks)), dtype=np.int32)
+    for line, entry, num in zip(block_ids, entries, num_blocks, strict=True):
+        line[:num] = entry.block_ids[:num]
+    stops = np.array([entry.stop for entry in entries], dtype=np.int32)
+    return PagedTable(
+        block_ids=_tensor(block_ids, device),
+        starts=_tensor(np.array([e.kv_start for e in entries], dtype=np.int32), device),
+        stops=_tensor(stops, device),
+        rows=_tensor(np.cumsum([0, *(len(e.token_ids) for e in entries)], dtype=np.int32), device),
+        max_stop=int(stops.max()),
+        num_prefills=num_prefills,
+        block_size=block_size,
+    )
+
+
 def _index(slots: Slots, device: str) -> SlotIndex:
     """A slice if the slots are one ascending run."""
     if slots[-1] - slots[0] == len(slots) - 1 and bool((np.diff(slots) == 1).all()):
@@ -170,5 +214,5 @@ def _index(slots: Slots, device: str) -> SlotIndex:
     return _tensor(slots, device)
 
 
-def _tensor(values: npt.NDArray[np.int64], device: str) -> torch.Tensor:
+def _tensor(values: npt.NDArray[Any], device: str) -> torch.Tensor:
     return torch.from_numpy(values).to(device)

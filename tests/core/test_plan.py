@@ -3,7 +3,8 @@
 import pytest
 
 from core.errors import ConfigError
-from core.plan import ParallelLayout, parse_plan
+from core.parallel import ParallelLayout
+from core.plan import parse_plan
 
 REFUSED = [
     ("unknown key", "[prefil]\nreplicas = 1", "prefil"),
@@ -11,7 +12,7 @@ REFUSED = [
     ("no decode", "[decode]\nreplicas = 0", "needs prefill and decode"),
     ("negative", "[prefill]\nreplicas = -1", "at least 0"),
     ("no router", "[router]\nreplicas = 0", "router.replicas"),
-    ("several ranks", "[decode]\nlayout = { tp = 2 }", "tp = 1, pp = 1"),
+    ("no ranks", "[decode]\nlayout = { tp = 0 }", "tp must be 1 to 64, got 0"),
 ]
 
 

@@ -15,7 +15,7 @@ from core.request import Grammar, GrammarKind, SamplingParams, StopParams
 from deploy.tiny_model import write_tiny_llama
 from engine.batch import BatchEntry
 from engine.grammars import MAX_STATES, GrammarStates
-from engine.runner import Runner
+from engine.runner import LocalRunner, one_rank
 from tests.engine.tiny import BLOCK_SIZE, GREEDY, Answer, TinyModel, random_prompt, sample_spec
 from text.grammar import GrammarCompiler
 from text.tokenizer import Tokenizer
@@ -58,9 +58,9 @@ class Spoken:
             self.model.directory, vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,)
         )
 
-    def runner(self) -> Runner:
+    def runner(self) -> LocalRunner:
         """With a cache and grammar states of its own."""
-        return Runner(
+        return one_rank(
             self.model.loaded,
             num_blocks=6 * BLOCKS_EACH,
             block_size=BLOCK_SIZE,
@@ -110,7 +110,7 @@ def asking(number: int, sampling: SamplingParams, forced: Sequence[int] = ()) ->
     return Asking(number, sampling, answer)
 
 
-def work_off(runner: Runner, askings: Sequence[Asking]) -> None:
+def work_off(runner: LocalRunner, askings: Sequence[Asking]) -> None:
     """Until all have ended."""
     for _ in range(MAX_TOKENS):
         running = [one for one in askings if not one.is_over]

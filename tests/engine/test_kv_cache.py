@@ -190,6 +190,6 @@ def test_threads_copy_different_blocks_at_once() -> None:
     assert torch.equal(target.data[:, :, : 8 * BLOCK_SIZE], source.data[:, :, : 8 * BLOCK_SIZE])
 
 
-def test_bytes_per_token_covers_all_layers() -> None:
+def test_payload_of_a_token_covers_all_layers() -> None:
     cache = random_cache("bfloat16")
-    assert cache.bytes_per_token == cache.payload_bytes(3, 1) == 2 * 3 * 2 * 8 * 2
+    assert cache.payload_bytes(3, 1) == 2 * 3 * 2 * 8 * 2

@@ -13,7 +13,7 @@ from core.clock import ManualClock
 from core.errors import BatonError
 from core.request import SamplingParams
 from engine.batch import BatchEntry
-from engine.runner import Runner
+from engine.runner import one_rank
 from tests.engine.tiny import (
     BLOCK_SIZE,
     GREEDY,
@@ -232,7 +232,9 @@ def test_warm_up_leaves_the_allocators_blocks_alone(tiny: TinyModel) -> None:
 
 def test_step_reports_its_duration_and_logprobs(tiny: TinyModel) -> None:
     prompt = random_prompt(12, seed=2)
-    runner = Runner(tiny.loaded, num_blocks=4, block_size=16, num_threads=1, clock=ManualClock(5.0))
+    runner = one_rank(
+        tiny.loaded, num_blocks=4, block_size=16, num_threads=1, clock=ManualClock(5.0)
+    )
     asking = sample_spec(prompt, sampling=replace(GREEDY, num_logprobs=0))
     result = runner.step([replace(Answer(prompt, (3, 1)).next_entry(), sample=asking)])
     with torch.inference_mode():

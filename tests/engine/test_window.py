@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from engine.model import LoadedModel, load_model
-from engine.runner import Runner
+from engine.runner import one_rank
 from tests.engine.architectures import MOE, SHAPE, WINDOW_TOKENS, Architecture, Architectures
 from tests.engine.tiny import Answer, random_prompt, run_step
 
@@ -74,7 +74,7 @@ def test_what_the_config_says_is_what_the_layers_do(
 
     monkeypatch.setattr("engine.attention.StepAttention.attend", note)
     model = load(config, tmp_path)
-    Runner(model, num_blocks=1, block_size=16, num_threads=1).warm_up()
+    one_rank(model, num_blocks=1, block_size=16, num_threads=1).warm_up()
     assert model.spec.window_tokens == want
     assert want == (seen[0] if len(set(seen)) == 1 else None)
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from core.request import SamplingParams, StopParams
 from engine.batch import BatchEntry, SampleSpec
 from engine.model import LoadedModel, load_model
-from engine.runner import Runner
+from engine.runner import LocalRunner, one_rank
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 64
@@ -36,9 +36,9 @@ class TinyModel:
         """With transformers' own attention."""
         return AutoModelForCausalLM.from_pretrained(self.directory)
 
-    def runner(self, num_blocks: int = NUM_BLOCKS, block_size: int = BLOCK_SIZE) -> Runner:
+    def runner(self, num_blocks: int = NUM_BLOCKS, block_size: int = BLOCK_SIZE) -> LocalRunner:
         """A fresh cache over the shared weights."""
-        return Runner(self.loaded, num_blocks=num_blocks, block_size=block_size, num_threads=1)
+        return one_rank(self.loaded, num_blocks=num_blocks, block_size=block_size, num_threads=1)
 
     def generate(self, prompt: Sequence[int], num_tokens: int) -> list[int]:
         """Greedy output of Hugging Face `generate()`, end-of-sequence ignored."""
@@ -123,7 +123,7 @@ class Answer:
             self.output += (token_id,)
 
 
-def run_step(runner: Runner, answers: Sequence[Answer]) -> None:
+def run_step(runner: LocalRunner, answers: Sequence[Answer]) -> None:
     """One step over the next entry of each."""
     entries = [answer.next_entry() for answer in answers]
     result = runner.step(entries)
@@ -131,7 +131,7 @@ def run_step(runner: Runner, answers: Sequence[Answer]) -> None:
         answer.absorb(entry, token_id)
 
 
-def run_all(runner: Runner, answers: Sequence[Answer], num_tokens: int) -> None:
+def run_all(runner: LocalRunner, answers: Sequence[Answer], num_tokens: int) -> None:
     """Steps of all that are not yet done, until each has `num_tokens` of output."""
     while running := [answer for answer in answers if len(answer.output) < num_tokens]:
         run_step(runner, running)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.model import LoadedModel, load_model
-from engine.runner import Runner
+from engine.runner import LocalRunner, one_rank
 from tests.engine.tiny import BLOCK_SIZE, Answer, TinyModel, random_prompt, run_all, run_step
 
 pytestmark = [
@@ -20,8 +20,8 @@ def on_gpu(tiny: TinyModel) -> LoadedModel:
     return load_model(tiny.directory, device="cuda")
 
 
-def gpu_runner(model: LoadedModel) -> Runner:
-    return Runner(model, num_blocks=64, block_size=BLOCK_SIZE, num_threads=1)
+def gpu_runner(model: LoadedModel) -> LocalRunner:
+    return one_rank(model, num_blocks=64, block_size=BLOCK_SIZE, num_threads=1)
 
 
 def answers() -> list[Answer]:
