@@ -42,6 +42,12 @@ class Plan:
     mixed: PoolPlan = field(default_factory=lambda: PoolPlan(replicas=0))
     router: RouterPlan = field(default_factory=RouterPlan)
 
+    @property
+    def num_ranks(self) -> int:
+        """Processes that compute, of all instances."""
+        pools = (self.prefill, self.decode, self.mixed)
+        return sum(pool.replicas * pool.layout.num_workers for pool in pools)
+
     def problems(self) -> Iterator[str]:
         """What is wrong, if anything."""
         if self.schema != SCHEMA:

@@ -270,17 +270,19 @@ def _instance(
         role=role,
         model_dir=spec.model_dir,
         config=spec.config,
+        layout=pool.layout,
         registry_url=registry_url,
         cluster=spec.name,
         drain_s=spec.drain_s,
     )
+    # One bundle for all ranks: they are children of the instance's process, so on its host.
     return ActorSpec(
         name=name,
         kind="instance",
         spec_json=instance.to_json(),
         log_level=spec.log_level,
-        num_cpus=pool.num_cpus,
-        num_gpus=pool.num_gpus,
+        num_cpus=pool.num_cpus * pool.layout.num_workers,
+        num_gpus=pool.num_gpus * pool.layout.num_workers,
     )
 
 
@@ -305,6 +307,6 @@ def _router(spec: ClusterSpec, registry_url: str, index: int) -> ActorSpec:
 
 
 def threads_per_instance(plan: Plan) -> int:
-    """Share this machine's cores evenly among the plan's instances; at least one each."""
-    instances = plan.prefill.replicas + plan.decode.replicas + plan.mixed.replicas
-    return max(1, (os.cpu_count() or 1) // max(1, instances))
+    """Share this machine's cores evenly among the ranks of the plan's instances; at least one
+    each."""
+    return max(1, (os.cpu_count() or 1) // max(1, plan.num_ranks))

@@ -20,6 +20,7 @@ from core.config import Config, build
 from core.errors import BatonError, ConfigError
 from core.ids import InstanceId
 from core.member import Member, Role
+from core.parallel import ParallelLayout
 from core.prefix import KEY_BYTES
 from core.work import PROTOCOL_VERSION
 from deploy.assembly import SERVICE_NAMES, Compute, Parts, assemble
@@ -50,6 +51,8 @@ class InstanceSpec:
     role: Role
     model_dir: Path
     config: Config = field(default_factory=Config)
+    layout: ParallelLayout = field(default_factory=ParallelLayout)
+    """Its ranks: this process and its children."""
     registry_url: str | None = None
     """None: it announces itself to nobody."""
     cluster: str = "baton"
@@ -73,10 +76,12 @@ class InstanceSpec:
             table["role"] = Role(table["role"])
             problems: list[str] = []
             config = build(Config, table.pop("config", {}), "config", problems)
+            layout = build(ParallelLayout, table.pop("layout", {}), "layout", problems)
             problems += [] if config is None else config.problems()
-            if problems or config is None:
+            problems += [] if layout is None else layout.problems()
+            if problems or config is None or layout is None:
                 raise ConfigError(tuple(problems))
-            return cls(**table, config=config)
+            return cls(**table, config=config, layout=layout)
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError((f"instance: {type(error).__name__}: {error}",)) from error
 

@@ -17,7 +17,7 @@ from core.errors import BatonError
 from core.model_spec import DTYPE_BYTES
 from core.plan import Plan
 
-INSTANCE_BYTES = 400_000_000
+RANK_BYTES = 400_000_000
 """Python with torch and transformers loaded, beside weights and KV; measured 0.39 GB."""
 ROUTER_BYTES = 150_000_000
 """Measured 0.10 GB; more with requests."""
@@ -46,10 +46,12 @@ def check_memory(needed_bytes: float, available_bytes: float | None) -> None:
 def cluster_bytes(plan: Plan, engine: EngineConfig, model_dir: Path) -> float:
     """What a cluster takes from this machine; what lies on GPUs is not counted."""
     instances = plan.prefill.replicas + plan.decode.replicas + plan.mixed.replicas
-    per_instance = INSTANCE_BYTES
+    per_instance = 0
     if engine.device == "cpu":
-        per_instance += weights_bytes(model_dir, engine.dtype) + kv_bytes(model_dir, engine)
-    return instances * per_instance + plan.router.replicas * ROUTER_BYTES + HOST_BYTES
+        # Once per instance: its ranks share them out.
+        per_instance = weights_bytes(model_dir, engine.dtype) + kv_bytes(model_dir, engine)
+    processes = plan.num_ranks * RANK_BYTES + plan.router.replicas * ROUTER_BYTES + HOST_BYTES
+    return instances * per_instance + processes
 
 
 def weights_bytes(model_dir: Path, dtype: str) -> int:

@@ -12,7 +12,7 @@ from core.config import EngineConfig
 from core.profile import Machine, Subject
 from deploy.busy import busy_neighbours
 from deploy.memory import (
-    INSTANCE_BYTES,
+    RANK_BYTES,
     available_memory_bytes,
     check_memory,
     kv_bytes,
@@ -32,7 +32,7 @@ def load_bench(model_dir: Path, engine: EngineConfig, clock: Clock) -> tuple[Ben
 
     if engine.device == "cpu" and model_dir.is_dir():
         needed_bytes = weights_bytes(model_dir, engine.dtype) + kv_bytes(model_dir, engine)
-        check_memory(INSTANCE_BYTES + needed_bytes, available_memory_bytes())
+        check_memory(RANK_BYTES + needed_bytes, available_memory_bytes())
     loaded = load_model(model_dir, dtype=engine.dtype, device=engine.device)
     runner = one_rank(
         loaded,

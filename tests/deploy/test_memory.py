@@ -9,7 +9,7 @@ from core.config import EngineConfig
 from core.plan import Plan, PoolPlan
 from deploy.memory import (
     HOST_BYTES,
-    INSTANCE_BYTES,
+    RANK_BYTES,
     ROUTER_BYTES,
     TooLittleMemory,
     available_memory_bytes,
@@ -77,10 +77,10 @@ def test_a_cluster_needs_weights_and_kv_per_instance(tmp_path: Path) -> None:
     assert 0 < file_bytes - weights < 10_000  # the header
     assert weights_bytes(model, "bfloat16") == weights // 2
     three = Plan(prefill=PoolPlan(replicas=1), decode=PoolPlan(replicas=2))
-    per_instance = INSTANCE_BYTES + weights + kv_bytes(model, engine)
+    per_instance = RANK_BYTES + weights + kv_bytes(model, engine)
     assert cluster_bytes(three, engine, model) == 3 * per_instance + ROUTER_BYTES + HOST_BYTES
     on_gpus = cluster_bytes(three, replace(engine, device="cuda"), model)
-    assert on_gpus == 3 * INSTANCE_BYTES + ROUTER_BYTES + HOST_BYTES
+    assert on_gpus == 3 * RANK_BYTES + ROUTER_BYTES + HOST_BYTES
 
 
 def test_a_damaged_model_is_the_loader_s_to_refuse(tmp_path: Path) -> None:
