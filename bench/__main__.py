@@ -1,4 +1,4 @@
-"""`python -m bench NAME [--json FILE] [--quick]`."""
+"""`python -m bench NAME [--json FILE] [--quick] [--only PART]`."""
 
 import importlib
 from pathlib import Path
@@ -16,6 +16,7 @@ app = typer.Typer(add_completion=False, help="Measure Baton's claims, baselines 
 def run(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(NAMES)}.")] = "smoke",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write JSON here.")] = None,
+    only: Annotated[str | None, typer.Option(help="Only this part, where there are parts.")] = None,
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions, same bars.")] = False,
 ) -> None:
@@ -26,7 +27,12 @@ def run(
         raise typer.Exit(2)
     with console.status(f"bench {name}") as status:
         module = importlib.import_module(f"bench.{name}")
-        report = module.measure(quick=quick, on_progress=lambda text: status.update(text))
+        parts = getattr(module, "PARTS", ())
+        if only is not None and only not in parts:
+            console.print(f"{name} has no part {only!r}; there are: {', '.join(parts) or 'none'}")
+            raise typer.Exit(2)
+        choice = {} if only is None else {"only": only}
+        report = module.measure(quick=quick, on_progress=lambda text: status.update(text), **choice)
     report.show(console)
     if json_file is not None:
         report.write(json_file)

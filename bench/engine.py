@@ -1,4 +1,4 @@
-"""What an instance promises of its steps: no stalls beside long prompts, no starved tenant.
+"""What an instance promises of its steps: no stalls beside long prompts, no starved tenant, speed.
 
 Workload, seeds and bars are fixed here. *Stall-free*: one mixed instance (SmolLM2, float32, one
 thread, a budget of 64 tokens per step); 8 answers are written while 6 prompts of 1,024 tokens
@@ -7,11 +7,12 @@ before: the median of a step that holds those 8 answers and the last chunk of su
 *Fairness*: a mixed instance with 4 places in its batch behind a router with 8; one tenant keeps 80
 requests in flight, the other 8, of 32 prompt and 16 output tokens, for 45 s. With fewer than the
 router's places the smaller tenant would be without work each time its answers end together.
+*Speed*: see engine_speed and engine_served.
 """
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,19 +20,22 @@ from itertools import pairwise
 from pathlib import Path
 
 from bench.asking import TIMEOUT_S, ask, random_prompt
+from bench.engine_served import measure_served
+from bench.engine_speed import Outcome, Progress, greedy_entry, measure_steps
 from bench.processes import running
 from bench.report import Bar, Figure, Report, figure
+from bench.transformers_baseline import Baseline
 from core.clock import MonotonicClock
 from core.config import Config, EngineConfig, RouterConfig, WorkerConfig
 from core.member import Role
-from core.request import SamplingParams, StopParams
 from deploy.default_model import fetch_default_model
-from engine.batch import BatchEntry, SampleSpec
+from engine.batch import BatchEntry
 from engine.model import load_model
-from engine.runner import Runner
+from engine.runner import one_rank
 from router.client import AsyncClient
 
-Progress = Callable[[str], None]
+PARTS = ("stalls", "fairness", "speed")
+"""What `--only` can name."""
 
 SEED = 20_262
 QUICK = 3
@@ -59,21 +63,30 @@ MAX_UNFAIRNESS = 1.3
 clock = MonotonicClock()
 
 
-def measure(*, quick: bool, on_progress: Progress) -> Report:
-    """Run everything; see the module's text."""
-    return asyncio.run(_measure(QUICK if quick else 1, on_progress))
+def measure(*, quick: bool, on_progress: Progress, only: str | None = None) -> Report:
+    """Run everything or one of PARTS; see the module's text."""
+    return asyncio.run(_measure(QUICK if quick else 1, on_progress, PARTS if not only else (only,)))
 
 
-async def _measure(divisor: int, on_progress: Progress) -> Report:
+async def _measure(divisor: int, on_progress: Progress, parts: Sequence[str]) -> Report:
     model_dir = fetch_default_model()
-    rng = random.Random(SEED)
-    on_progress("a step of the whole budget")
-    step = await asyncio.to_thread(_budget_step, model_dir, rng)
-    on_progress("answers beside long prompts")
-    gaps, gap_bars = await _stalls(model_dir, rng, NUM_PROMPTS // divisor, step)
-    on_progress("two tenants")
-    served, served_bars = await _fairness(model_dir, rng, FAIR_S / divisor)
-    return Report(name="engine", figures=(step, *gaps, *served), bars=(*gap_bars, *served_bars))
+    figures: list[Figure] = []
+    bars: list[Bar] = []
+    measures = {"stalls": _stalls, "fairness": _fairness, "speed": _speed}
+    for part in parts:
+        outcome = await measures[part](model_dir, divisor, on_progress)
+        figures += outcome[0]
+        bars += outcome[1]
+    return Report(name="engine", figures=tuple(figures), bars=tuple(bars))
+
+
+async def _speed(model_dir: Path, divisor: int, on_progress: Progress) -> Outcome:
+    on_progress("loading transformers")
+    baseline = await asyncio.to_thread(Baseline, model_dir)
+    steps = await asyncio.to_thread(measure_steps, model_dir, baseline, divisor, on_progress)
+    on_progress("requests of mixed lengths")
+    served = await measure_served(model_dir, baseline, divisor)
+    return steps[0] + served[0], steps[1] + served[1]
 
 
 # --- stalls -----------------------------------------------------------------------------------
@@ -82,7 +95,7 @@ async def _measure(divisor: int, on_progress: Progress) -> Report:
 def _budget_step(model_dir: Path, rng: random.Random) -> Figure:
     """The baseline: the step that takes longest, computed alone."""
     block_size, num_blocks = EngineConfig().block_size, 256
-    runner = Runner(
+    runner = one_rank(
         load_model(model_dir), num_blocks=num_blocks, block_size=block_size, num_threads=1
     )
     table_size = PROMPT_TOKENS // block_size
@@ -100,24 +113,14 @@ def _budget_step(model_dir: Path, rng: random.Random) -> Figure:
 
 
 def _entry(rng: random.Random, start: int, num: int, block_ids: tuple[int, ...]) -> BatchEntry:
-    return BatchEntry(
-        key=f"{block_ids[0]}",
-        token_ids=random_prompt(rng, num),
-        start=start,
-        block_ids=block_ids,
-        sample=SampleSpec(
-            sampling=SamplingParams(temperature=0),
-            stop=StopParams(max_tokens=2),
-            child_index=0,
-            prompt_token_ids=(),
-            output_token_ids=(),
-        ),
-    )
+    return greedy_entry(str(block_ids[0]), random_prompt(rng, num), start, block_ids)
 
 
-async def _stalls(
-    model_dir: Path, rng: random.Random, num_prompts: int, step: Figure
-) -> tuple[list[Figure], list[Bar]]:
+async def _stalls(model_dir: Path, divisor: int, on_progress: Progress) -> Outcome:
+    rng = random.Random(SEED)
+    on_progress("a step of the whole budget")
+    step = await asyncio.to_thread(_budget_step, model_dir, rng)
+    on_progress("answers beside long prompts")
     config = Config(worker=WorkerConfig(mixed_step_tokens=STEP_TOKENS))
     async with (
         running(model_dir, [Role.MIXED], config) as cluster,
@@ -125,7 +128,7 @@ async def _stalls(
     ):
         ttfts_s = []
         started_s = clock.now_s()
-        for _ in range(num_prompts):
+        for _ in range(NUM_PROMPTS // divisor):
             asked_s = clock.now_s()
             prompt = random_prompt(rng, PROMPT_TOKENS)
             moments_s = await _moments(cluster.client, prompt, PROMPT_ANSWER_TOKENS)
@@ -141,7 +144,7 @@ async def _stalls(
     ttft = figure(f"TTFT of those prompts beside {NUM_ANSWERS} answers", ttfts_s, "s")
     name = f"longest gap ≤ {MAX_STALL:g} × the budget's step"
     bar = Bar(name=name, value=max(gaps_s), bound=MAX_STALL * step.median, unit="s")
-    return [gaps, ttft], [bar]
+    return [step, gaps, ttft], [bar]
 
 
 @asynccontextmanager
@@ -203,9 +206,9 @@ class Tenant:
         return sum(since_s <= moment_s < until_s for moment_s in self.moments_s)
 
 
-async def _fairness(
-    model_dir: Path, rng: random.Random, duration_s: float
-) -> tuple[list[Figure], list[Bar]]:
+async def _fairness(model_dir: Path, divisor: int, on_progress: Progress) -> Outcome:
+    on_progress("two tenants")
+    duration_s = FAIR_S / divisor
     config = Config(
         worker=WorkerConfig(max_running=FAIR_PLACES),
         router=RouterConfig(max_running=2 * FAIR_PLACES),
@@ -213,7 +216,7 @@ async def _fairness(
     tenants = [Tenant("flood", FLOOD), Tenant("trickle", TRICKLE)]
     async with running(model_dir, [Role.MIXED], config) as cluster:
         started_s = clock.now_s()
-        await _contest(cluster.client, rng, tenants, duration_s)
+        await _contest(cluster.client, random.Random(SEED), tenants, duration_s)
     # The first quarter is for the queues to fill.
     since_s, until_s = started_s + duration_s / 4, started_s + duration_s
     rates = [tenant.served(since_s, until_s) / (until_s - since_s) for tenant in tenants]

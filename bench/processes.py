@@ -14,6 +14,7 @@ import grpc.aio
 from core.config import Config
 from core.ids import InstanceId, RouterId
 from core.member import Role
+from core.parallel import ParallelLayout
 from deploy.cluster import await_connected
 from deploy.instance import InstanceSpec
 from registry.embedded import EmbeddedValkey
@@ -74,7 +75,10 @@ class Processes:
 
 @asynccontextmanager
 async def running(
-    model_dir: Path, roles: Sequence[Role], config: Config | None = None
+    model_dir: Path,
+    roles: Sequence[Role],
+    config: Config | None = None,
+    layout: ParallelLayout | None = None,
 ) -> AsyncIterator[Processes]:
     """Start one instance of each role and a router; stop them when the block ends."""
     config = config or Config()
@@ -86,6 +90,7 @@ async def running(
                 role=role,
                 model_dir=model_dir,
                 config=config,
+                layout=layout or ParallelLayout(),
                 registry_url=url,
                 cluster=CLUSTER,
                 drain_s=DRAIN_S,
