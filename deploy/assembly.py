@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 import grpc.aio
@@ -57,6 +57,10 @@ class Compute:
     fingerprint: Fingerprint
     check_grammar: Callable[[Grammar], None] | None = None
     """Raises InvalidRequest for a grammar that `runner` could not follow; None: it follows none."""
+    lost: Future[None] = field(default_factory=Future)
+    """Fails when a rank is lost, in any thread; the instance then has to end."""
+    close: Callable[[], None] = lambda: None
+    """Ends the other ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

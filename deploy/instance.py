@@ -10,11 +10,12 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.config import Config, build
 from core.errors import BatonError, ConfigError
@@ -36,6 +37,10 @@ from rpc.serve import build as build_server
 from text.grammar import GrammarCompiler
 from text.tokenizer import Tokenizer
 from worker_host.callbacks import CallbackErrors
+
+if TYPE_CHECKING:
+    from engine.forward import Forward
+    from engine.kv_cache import KvMemory
 
 logger = logging.getLogger(__name__)
 
@@ -90,34 +95,57 @@ def load_compute(spec: InstanceSpec) -> Compute:
     """Load the model and warm it up; takes seconds to minutes."""
     # Here and not above: whoever only names an InstanceSpec needs no torch.
     from engine.grammars import GrammarStates
-    from engine.model import load_model
-    from engine.runner import one_rank
-    from engine.self_check import check_against_eager
+    from engine.runner import Runner
+
+    lost: Future[None] = Future()
+    # Running: whoever stops waiting for it does not cancel it under the thread that sets it.
+    lost.set_running_or_notify_cancel()
+    with ExitStack() as undo:
+        forward = _forward(spec, lost, undo)
+        model = forward.spec
+        grammars = GrammarCompiler.load(
+            spec.model_dir, vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids
+        )
+        runner = Runner(
+            forward,
+            num_threads=spec.config.engine.num_threads,
+            grammars=GrammarStates(grammars),
+        )
+        runner.warm_up()
+        digest = Tokenizer.load(spec.model_dir).digest
+        return Compute(
+            model=model,
+            runner=runner,
+            store=runner.kv_cache,
+            fingerprint=fingerprint(model, digest, config_digest(spec.model_dir)),
+            check_grammar=grammars.check,
+            lost=lost,
+            close=undo.pop_all().close,
+        )
+
+
+def _forward(spec: InstanceSpec, lost: "Future[None]", undo: ExitStack) -> "Forward[KvMemory]":
+    """The model on one rank or on several; `undo` ends the others."""
+    from engine.ranks.errors import RankLost
+    from engine.ranks.start import start_ranks
+    from engine.runner import model_forward
+    from engine.self_check import load_checked
 
     engine = spec.config.engine
-    loaded = load_model(spec.model_dir, dtype=engine.dtype, device=engine.device)
-    check_against_eager(loaded, num_threads=engine.num_threads)
-    grammars = GrammarCompiler.load(
+    if spec.layout.num_workers == 1:
+        return model_forward(
+            load_checked(spec.model_dir, engine),
+            num_blocks=engine.num_blocks,
+            block_size=engine.block_size,
+        )
+    forward = start_ranks(
         spec.model_dir,
-        vocab_size=loaded.spec.vocab_size,
-        eos_token_ids=loaded.spec.eos_token_ids,
+        engine=engine,
+        layout=spec.layout,
+        on_lost=lambda reason: lost.set_exception(RankLost(reason)),
     )
-    runner = one_rank(
-        loaded,
-        num_blocks=engine.num_blocks,
-        block_size=engine.block_size,
-        num_threads=engine.num_threads,
-        grammars=GrammarStates(grammars),
-    )
-    runner.warm_up()
-    digest = Tokenizer.load(spec.model_dir).digest
-    return Compute(
-        model=loaded.spec,
-        runner=runner,
-        store=runner.kv_cache,
-        fingerprint=fingerprint(loaded.spec, digest, config_digest(spec.model_dir)),
-        check_grammar=grammars.check,
-    )
+    undo.callback(forward.close)
+    return forward
 
 
 async def run_instance(
@@ -138,6 +166,7 @@ async def run_instance(
     ):
         compute = await asyncio.get_running_loop().run_in_executor(step_thread, load, spec)
         async with AsyncExitStack() as stack:
+            stack.callback(compute.close)
             channels = ChannelPool()
             stack.push_async_callback(channels.close)
             server = await build_server(Plane.WORKER, SERVICE_NAMES)
@@ -191,6 +220,10 @@ def member_of(spec: InstanceSpec, compute: Compute, address: str) -> Member:
     )
 
 
+async def _await_loss(compute: Compute) -> None:
+    await asyncio.wrap_future(compute.lost)
+
+
 def _registry(spec: InstanceSpec) -> Registry | None:
     return None if spec.registry_url is None else connect(spec.registry_url, spec.cluster)
 
@@ -214,7 +247,13 @@ async def _serve(
     life = Life(ready=is_ready, stop=parts.stop, drain=assembled.host.drain, drain_s=spec.drain_s)
     errors = CallbackErrors()
     asyncio.get_running_loop().set_exception_handler(errors.handle)
-    loops: list[Loop] = [*assembled.loops, errors.run, say_ready]
+    # An instance that lost a rank has lost a part of the model: it ends, with the reason.
+    loops: list[Loop] = [
+        *assembled.loops,
+        errors.run,
+        partial(_await_loss, parts.compute),
+        say_ready,
+    ]
     if registry is not None:
         # Never set: it is a member until it has drained, and is withdrawn by the cancel.
         left = asyncio.Event()

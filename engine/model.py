@@ -16,6 +16,8 @@ from core.model_spec import ModelSpec
 from engine import attention
 from engine.architecture import one_line, read_config
 from engine.checkpoint import check_loading, quiet_transformers
+from engine.cpu.speed_up import speed_up
+from engine.cpu.warm_up import compile_kernels
 from engine.kv_cache import TORCH_DTYPES
 from engine.weight_files import weight_files
 
@@ -33,22 +35,41 @@ class LoadedModel:
     device: str
 
 
-def load_model(model_dir: Path, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
+def load_model(
+    model_dir: Path, *, dtype: str = "float32", device: str = "cpu", fast: bool = True
+) -> LoadedModel:
     """Load a Hugging Face checkpoint directory with our attention under it.
+
+    Not `fast`, its other parts stay as transformers has them until `make_fast`.
 
     Raises:
         ModelError: the directory, its config or its weights cannot be used; says which and why.
     """
-    if dtype not in TORCH_DTYPES:
-        raise ModelError(f"dtype {dtype} is not one of {', '.join(TORCH_DTYPES)}")
+    check_dtype(dtype)
     config = read_config(model_dir)
     files = weight_files(model_dir)
     # One read from the disk although two of the memory: the digest maps the pages that the
     # tensors are then copied from, or stay in where file and model have the same dtype. They are
     # clean, so a machine short of memory drops them instead of swapping.
-    spec = _spec(model_dir, config, dtype, weights_digest(files.paths))
+    spec = model_spec(model_dir, config, dtype, weights_digest(files.paths))
     module = _module(model_dir, TORCH_DTYPES[dtype]).to(device).eval()
-    return LoadedModel(spec=spec, module=module.requires_grad_(False), device=device)
+    model = LoadedModel(spec=spec, module=module.requires_grad_(False), device=device)
+    if fast:
+        make_fast(model)
+    return model
+
+
+def make_fast(model: LoadedModel) -> None:
+    """Replace parts of the module by faster ones, where this device has them; once is enough."""
+    if torch.device(model.device).type == "cpu":
+        speed_up(model.module)
+        compile_kernels()
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ModelError for what is not a name of ours."""
+    if dtype not in TORCH_DTYPES:
+        raise ModelError(f"dtype {dtype} is not one of {', '.join(TORCH_DTYPES)}")
 
 
 def weights_digest(files: Iterable[Path]) -> str:
@@ -64,7 +85,7 @@ def weights_digest(files: Iterable[Path]) -> str:
 
 
 def _module(model_dir: Path, dtype: torch.dtype) -> torch.nn.Module:
-    _register_attention()
+    register_attention()
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -85,7 +106,8 @@ def _module(model_dir: Path, dtype: torch.dtype) -> torch.nn.Module:
     return module
 
 
-def _register_attention() -> None:
+def register_attention() -> None:
+    """Let transformers find our attention by its name; harmless when repeated."""
     AttentionInterface.register(attention.NAME, attention.paged_attention)
     # Registered although it makes nothing: an unknown name would skip some models' mask set-up.
     AttentionMaskInterface.register(attention.NAME, _no_mask)
@@ -95,7 +117,8 @@ def _no_mask(*_args: object, **_kwargs: object) -> None:
     """Masks depend on block tables and are the step plan's."""
 
 
-def _spec(model_dir: Path, config: Any, dtype: str, digest: str) -> ModelSpec:  # noqa: ANN401
+def model_spec(model_dir: Path, config: Any, dtype: str, digest: str) -> ModelSpec:  # noqa: ANN401
+    """The shape of the whole model. Raises ModelError for a config without a size."""
     text = config.get_text_config()
     try:
         return ModelSpec(

@@ -127,13 +127,18 @@ def one_rank(
     grammars: GrammarStates | None = None,
 ) -> LocalRunner:
     """A runner over a whole model on one device."""
-    forward = ModelForward(
+    forward = model_forward(model, num_blocks=num_blocks, block_size=block_size)
+    return Runner(forward, num_threads=num_threads, clock=clock, grammars=grammars)
+
+
+def model_forward(model: LoadedModel, *, num_blocks: int, block_size: int) -> ModelForward:
+    """Over a whole model on one device, with blocks to warm up on."""
+    return ModelForward(
         model,
         num_blocks=num_blocks,
         block_size=block_size,
         num_scratch_blocks=num_scratch_blocks(block_size),
     )
-    return Runner(forward, num_threads=num_threads, clock=clock, grammars=grammars)
 
 
 def num_scratch_blocks(block_size: int) -> int:

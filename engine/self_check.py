@@ -5,16 +5,18 @@ of. Then its answers would be wrong without a word; here they are an error at th
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from core.config import EngineConfig
 from core.errors import ModelError
 from core.request import SamplingParams, StopParams
 from engine import attention
 from engine.architecture import one_line
 from engine.batch import BatchEntry, SampleSpec
-from engine.model import LoadedModel
+from engine.model import LoadedModel, load_model, make_fast
 from engine.runner import one_rank
 
 BLOCK_SIZE = 16
@@ -29,19 +31,31 @@ LIMITS = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 0.25}
 3e-3 and 1.4e-2 in SmolLM2); with a window of 10 that was not kept in every layer: above 0.4."""
 
 
+def load_checked(model_dir: Path, engine: EngineConfig) -> LoadedModel:
+    """A model ready to run that computes what transformers computes. Raises ModelError.
+
+    It is compared before and after its parts are replaced by faster ones.
+    """
+    model = load_model(model_dir, dtype=engine.dtype, device=engine.device, fast=False)
+    check_against_eager(model, num_threads=engine.num_threads)
+    return model
+
+
 def check_against_eager(model: LoadedModel, *, num_threads: int) -> float:
     """Raise ModelError when paged attention is not the model's own; else return the difference.
 
     A random prompt in two chunks and one decode step, against one pass of the same module with
-    attention "eager"; in shares of the spread of all logits compared.
+    attention "eager", in shares of the spread of all logits compared. Between the two the module's
+    parts are replaced by faster ones, so `model` must be loaded without them.
     """
     tokens = _tokens(model)
     num_prompt_tokens = len(tokens) - 1
     ends = (num_prompt_tokens // 2, num_prompt_tokens, num_prompt_tokens + 1)
     name = model.spec.architecture
     try:
-        paged = _paged_logits(model, tokens, ends, num_threads).float()
         eager = _eager_logits(model, tokens, ends).float()
+        make_fast(model)
+        paged = _paged_logits(model, tokens, ends, num_threads).float()
     except ModelError:
         raise
     except Exception as error:  # of every architecture another

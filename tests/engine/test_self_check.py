@@ -1,5 +1,6 @@
 """The start-up check: it passes what is right, and names an architecture that is not."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from engine.self_check import LIMITS, check_against_eager
 from tests.engine.architectures import CONFIGS, SHAPE
 from tests.engine.tiny import TinyModel
 
+load_plain = partial(load_model, fast=False)
+
 ALL_HEADS: dict[str, Any] = {
     name: value for name, value in SHAPE.items() if name not in ("head_dim", "num_key_value_heads")
 }
@@ -55,7 +58,7 @@ def saved(config: PretrainedConfig, directory: Path) -> Path:
 def test_passes(name: str, tmp_path: Path) -> None:
     directory = saved((CONFIGS | OTHERS)[name], tmp_path)
     for dtype, limit in LIMITS.items():
-        model = load_model(directory, dtype=dtype)
+        model = load_plain(directory, dtype=dtype)
         assert 0 < check_against_eager(model, num_threads=1) < limit
     # What the check switched is switched back.
     config: Any = model.module.config
@@ -66,14 +69,14 @@ def test_leaves_no_trace(tiny: TinyModel) -> None:
     runner = tiny.runner()
     runner.warm_up()
     before = runner.kv_cache.data.clone()
-    check_against_eager(tiny.loaded, num_threads=1)
+    check_against_eager(load_plain(tiny.directory), num_threads=1)
     assert torch.equal(runner.kv_cache.data, before)
-    assert not tiny.loaded.module._forward_hooks
+    assert not load_plain(tiny.directory).module._forward_hooks
 
 
 def test_an_architecture_that_differs_is_named(tmp_path: Path) -> None:
     """DiffLlama subtracts two attentions: it takes a backend, and then ignores it."""
-    model = load_model(saved(DiffLlamaConfig(**SHAPE), tmp_path))
+    model = load_plain(saved(DiffLlamaConfig(**SHAPE), tmp_path))
     with pytest.raises(ModelError, match=r"DiffLlamaForCausalLM is not supported: .* 0\.\d+ of"):
         check_against_eager(model, num_threads=1)
 
@@ -83,7 +86,7 @@ def test_an_architecture_that_differs_is_named(tmp_path: Path) -> None:
 def test_a_window_that_is_not_kept_is_noticed(
     window: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load_model(saved(MistralConfig(**SHAPE, sliding_window=window), tmp_path), dtype=dtype)
+    model = load_plain(saved(MistralConfig(**SHAPE, sliding_window=window), tmp_path), dtype=dtype)
     attend = StepAttention.attend
     monkeypatch.setattr(
         StepAttention, "attend", lambda self, i, qkv, scale, _: attend(self, i, qkv, scale, None)
@@ -98,7 +101,7 @@ def with_broken_weights(model: LoadedModel) -> LoadedModel:
 
 
 def test_weights_that_are_no_numbers_are_noticed(tiny: TinyModel) -> None:
-    model = with_broken_weights(load_model(tiny.directory))
+    model = with_broken_weights(load_plain(tiny.directory))
     with pytest.raises(ModelError, match="differ from its own by nan"):
         check_against_eager(model, num_threads=1)
 
@@ -111,9 +114,9 @@ def test_an_attention_that_fails_is_one_line(
 
     monkeypatch.setattr(StepAttention, "attend", fail)
     with pytest.raises(ModelError, match=r"does not run with paged attention: size 24 .* b$"):
-        check_against_eager(tiny.loaded, num_threads=1)
+        check_against_eager(load_plain(tiny.directory), num_threads=1)
 
 
 def test_a_short_context_is_not_exceeded(tmp_path: Path) -> None:
-    model = load_model(saved(MistralConfig(**(SHAPE | {"max_position_embeddings": 16})), tmp_path))
+    model = load_plain(saved(MistralConfig(**(SHAPE | {"max_position_embeddings": 16})), tmp_path))
     check_against_eager(model, num_threads=1)
