@@ -55,14 +55,14 @@ def load_model(
     module = _module(model_dir, TORCH_DTYPES[dtype]).to(device).eval()
     model = LoadedModel(spec=spec, module=module.requires_grad_(False), device=device)
     if fast:
-        make_fast(model)
+        make_fast(model.module, device)
     return model
 
 
-def make_fast(model: LoadedModel) -> None:
-    """Replace parts of the module by faster ones, where this device has them; once is enough."""
-    if torch.device(model.device).type == "cpu":
-        speed_up(model.module)
+def make_fast(module: torch.nn.Module, device: str) -> None:
+    """Replace parts of a loaded module by faster ones, where its device has them."""
+    if torch.device(device).type == "cpu":
+        speed_up(module)
         compile_kernels()
 
 

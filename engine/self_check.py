@@ -54,7 +54,7 @@ def check_against_eager(model: LoadedModel, *, num_threads: int) -> float:
     name = model.spec.architecture
     try:
         eager = _eager_logits(model, tokens, ends).float()
-        make_fast(model)
+        make_fast(model.module, model.device)
         paged = _paged_logits(model, tokens, ends, num_threads).float()
     except ModelError:
         raise

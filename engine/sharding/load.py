@@ -15,7 +15,7 @@ from engine import attention
 from engine.architecture import model_class, one_line, read_config
 from engine.checkpoint import check_checkpoint, check_loading, quiet_transformers
 from engine.kv_cache import TORCH_DTYPES
-from engine.model import check_dtype, model_spec, register_attention, weights_digest
+from engine.model import check_dtype, make_fast, model_spec, register_attention, weights_digest
 from engine.sharding.apply import apply_cuts, cut_rest, resize
 from engine.sharding.cuts import Cuts, Planner
 from engine.sharding.layers import AllReduce
@@ -79,7 +79,9 @@ def load_shard(
         finish_stage(model, blueprint.outline, blueprint.ends, place)
     if place.layout.tp > 1:
         apply_cuts(model, blueprint.cuts, spec, place, all_reduce)
-    module = StageModule(model.to(device), place).eval().requires_grad_(False)
+    model.to(device)
+    make_fast(model, device)
+    module = StageModule(model, place).eval().requires_grad_(False)
     return LoadedShard(
         spec=spec, place=place, shard=shard_of(spec, place), module=module, device=device
     )
