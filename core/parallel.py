@@ -34,6 +34,17 @@ class ParallelLayout:
     def __str__(self) -> str:
         return f"{self.tp}x{self.pp}"
 
+    @classmethod
+    def parse(cls, text: str) -> "ParallelLayout":
+        """What `str` gives: TPxPP. Raises ValueError for anything else."""
+        tp, _, pp = text.partition("x")
+        if not (tp.isdecimal() and pp.isdecimal()):
+            raise ValueError(f"a layout is TPxPP, like 2x1, not {text!r}")
+        layout = cls(tp=int(tp), pp=int(pp))
+        if problems := list(layout.problems()):
+            raise ValueError("; ".join(problems))
+        return layout
+
 
 MAX_PARALLEL = 64
 """Ranks of one kind; one address per rank has to fit into a member record."""

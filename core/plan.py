@@ -48,6 +48,12 @@ class Plan:
         pools = (self.prefill, self.decode, self.mixed)
         return sum(pool.replicas * pool.layout.num_workers for pool in pools)
 
+    @property
+    def layouts(self) -> frozenset[ParallelLayout]:
+        """Of all instances that it asks for."""
+        pools = (self.prefill, self.decode, self.mixed)
+        return frozenset(pool.layout for pool in pools if pool.replicas)
+
     def problems(self) -> Iterator[str]:
         """What is wrong, if anything."""
         if self.schema != SCHEMA:

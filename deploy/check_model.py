@@ -9,13 +9,14 @@ import json
 import logging
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import ModelError
+from core.parallel import ParallelLayout
 from core.paths import user_cache_dir
 
 if TYPE_CHECKING:
@@ -31,16 +32,19 @@ MAX_STAMPS = 64
 CHECKED_FILES = ("*.safetensors", "*.json")
 
 
-async def check_model(model_dir: Path, cache_dir: Path | None = None) -> None:
-    """Raise ModelError when the folder cannot be served; see `engine.checkpoint`.
+async def check_model(
+    model_dir: Path, cache_dir: Path | None = None, layouts: Iterable[ParallelLayout] = ()
+) -> None:
+    """Raise ModelError when the folder cannot be served in these layouts: see `engine.checkpoint`.
 
     A folder that passed and has not changed since is not looked at again. `cache_dir` is
     Baton's own folder.
     """
-    stamp = (cache_dir or user_cache_dir()) / "checked" / state_digest(model_dir)
+    names = sorted({str(layout) for layout in layouts if layout.num_workers > 1})
+    stamp = (cache_dir or user_cache_dir()) / "checked" / state_digest(model_dir, names)
     if stamp.is_file():
         return
-    report = await _ask(model_dir)
+    report = await _ask(model_dir, names)
     if why := report.get("error"):
         raise ModelError(str(why))
     if ignored := report.get("ignored_tensors"):
@@ -48,16 +52,17 @@ async def check_model(model_dir: Path, cache_dir: Path | None = None) -> None:
     _leave(stamp, report)
 
 
-def state_digest(model_dir: Path) -> str:
-    """Of all that the check looks at: files by path, size and time, and who would load them."""
+def state_digest(model_dir: Path, layouts: Sequence[str] = ()) -> str:
+    """Of all that the check looks at: files by path, size and time, and who would load them how."""
     # Relative paths mean another folder in another place.
     state = [
         str(model_dir.absolute()),
         version("transformers"),
         version("torch"),
+        *layouts,
         *_states(model_dir),
     ]
-    for path in sorted((ROOT / "engine").glob("*.py")):
+    for path in sorted((ROOT / "engine").glob("**/*.py")):
         state += _state(path)
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
@@ -75,9 +80,9 @@ def _state(path: Path) -> tuple[str, str]:
     return str(path.absolute()), f"{about.st_size} {about.st_mtime_ns}"
 
 
-async def _ask(model_dir: Path) -> dict[str, Any]:
+async def _ask(model_dir: Path, layouts: Sequence[str]) -> dict[str, Any]:
     """The one line that `python -m engine.checkpoint` prints."""
-    async with _checker(model_dir) as process:
+    async with _checker(_command(model_dir, layouts)) as process:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 out, errors = await process.communicate()
@@ -97,15 +102,18 @@ async def _ask(model_dir: Path) -> dict[str, Any]:
     return report
 
 
-def _command(model_dir: Path) -> tuple[str, ...]:
-    return (sys.executable, "-m", "engine.checkpoint", "--model-dir", str(model_dir.absolute()))
+def _command(model_dir: Path, layouts: Sequence[str]) -> list[str]:
+    command = [sys.executable, "-m", "engine.checkpoint", "--model-dir", str(model_dir.absolute())]
+    for layout in layouts:
+        command += ["--layout", layout]
+    return command
 
 
 @asynccontextmanager
-async def _checker(model_dir: Path) -> "AsyncIterator[Process]":
+async def _checker(command: Sequence[str]) -> "AsyncIterator[Process]":
     """The process; killed if the block ends before it."""
     process = await asyncio.create_subprocess_exec(
-        *_command(model_dir),
+        *command,
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=PIPE,

@@ -238,7 +238,7 @@ async def _check(spec: ClusterSpec) -> None:
     if spec.router_port:
         check_port(spec.router_port)
     # Last: it takes seconds, the others nothing.
-    await check_model(spec.model_dir)
+    await check_model(spec.model_dir, layouts=spec.plan.layouts)
 
 
 def check_port(port: int) -> None:

@@ -1,6 +1,6 @@
 """Whether a model folder can be served: from its config and file headers, no weight is read.
 
-python -m engine.checkpoint --model-dir DIR
+python -m engine.checkpoint --model-dir DIR [--layout TPxPP ...]
 """
 
 import argparse
@@ -16,6 +16,7 @@ import torch
 from transformers.utils import logging
 
 from core.errors import ModelError
+from core.parallel import ParallelLayout
 from engine.architecture import model_class, one_line, read_config
 from engine.weight_files import WeightFiles, weight_files
 
@@ -128,8 +129,15 @@ def main() -> int:
     """Print one JSON line: the report, or {"error": why}."""
     parser = argparse.ArgumentParser(prog="python -m engine.checkpoint")
     parser.add_argument("--model-dir", type=Path, required=True)
+    parser.add_argument("--layout", type=ParallelLayout.parse, action="append", default=[])
+    arguments = parser.parse_args()
     try:
-        answer: dict[str, Any] = asdict(check_checkpoint(parser.parse_args().model_dir))
+        answer: dict[str, Any] = asdict(check_checkpoint(arguments.model_dir))
+        for layout in arguments.layout:
+            # Here and not above: it builds on this module.
+            from engine.sharding import check_layout
+
+            check_layout(arguments.model_dir, layout)
     except ModelError as error:
         answer = {"error": str(error)}
     sys.stdout.write(json.dumps(answer) + "\n")

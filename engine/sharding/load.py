@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from core.errors import ModelError
 from core.model_spec import ModelSpec
-from core.parallel import RankPlace, Shard, layout_problems, shard_of
+from core.parallel import ParallelLayout, RankPlace, Shard, layout_problems, shard_of
 from engine import attention
 from engine.architecture import model_class, one_line, read_config
 from engine.checkpoint import check_checkpoint, check_loading, quiet_transformers
@@ -85,6 +85,16 @@ def load_shard(
     return LoadedShard(
         spec=spec, place=place, shard=shard_of(spec, place), module=module, device=device
     )
+
+
+def check_layout(model_dir: Path, layout: ParallelLayout) -> None:
+    """Raise ModelError when the checkpoint cannot be split so; no weight is read."""
+    register_attention()
+    config = read_config(model_dir)
+    for rank in {0, layout.num_workers - 1}:
+        place = RankPlace(layout=layout, rank=rank)
+        with quiet_transformers():
+            _blueprint(model_dir, config, "float32", place)
 
 
 def _blueprint(model_dir: Path, config: Any, dtype: str, place: RankPlace) -> _Blueprint:  # noqa: ANN401

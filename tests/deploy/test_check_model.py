@@ -11,6 +11,7 @@ import pytest
 from core.errors import ModelError
 from core.ids import InstanceId
 from core.member import Role
+from core.parallel import ParallelLayout
 from core.plan import Plan
 from deploy import check_model as module
 from deploy import cluster
@@ -44,7 +45,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def answer(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """What the check's process does instead."""
-    monkeypatch.setattr(module, "_command", lambda _: ("/bin/sh", "-c", script))
+    monkeypatch.setattr(module, "_command", lambda *_: ("/bin/sh", "-c", script))
 
 
 def stamps_in(cache: Path) -> list[Path]:
@@ -182,3 +183,12 @@ async def test_unused_tensors_are_told(
     answer(monkeypatch, """echo '{"ignored_tensors": ["a", "b", "c", "d", "e", "f"]}'""")
     await check_model(tiny)
     assert "6 tensors unused: a, b, c, d, e" in caplog.text
+
+
+async def test_layouts_are_checked_each(tiny: Path, own_cache: Path) -> None:
+    """A folder that passed on one rank has not passed on several."""
+    await check_model(tiny)
+    await check_model(tiny, layouts=[ParallelLayout(tp=2, pp=2)])
+    assert len(stamps_in(own_cache)) == 2
+    with pytest.raises(ModelError, match="pp = 9: the model has 2 layers"):
+        await check_model(tiny, layouts=[ParallelLayout(pp=9)])
