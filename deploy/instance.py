@@ -26,6 +26,7 @@ from core.prefix import KEY_BYTES
 from core.work import PROTOCOL_VERSION
 from deploy.assembly import SERVICE_NAMES, Compute, Parts, assemble
 from deploy.fingerprint import config_digest, fingerprint
+from engine.ranks.errors import RankLost
 from registry.api import Registry, RegistryUnavailable
 from registry.connect import connect
 from registry.heartbeat import keep_announced
@@ -126,7 +127,6 @@ def load_compute(spec: InstanceSpec) -> Compute:
 
 def _forward(spec: InstanceSpec, lost: "Future[None]", undo: ExitStack) -> "Forward[KvMemory]":
     """The model on one rank or on several; `undo` ends the others."""
-    from engine.ranks.errors import RankLost
     from engine.ranks.start import start_ranks
     from engine.runner import model_forward
     from engine.self_check import load_checked
@@ -184,7 +184,11 @@ async def run_instance(
                 dial=channels.get,
                 stop=stop,
             )
-            await _serve(spec, parts, server, registry, ready)
+            try:
+                await _serve(spec, parts, server, registry, ready)
+            except* RankLost as errors:
+                # The step that failed of it and the watch say the same; once is enough.
+                raise errors.exceptions[0] from None
 
 
 async def prefix_key(registry: Registry | None) -> bytes:
