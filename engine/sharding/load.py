@@ -54,12 +54,21 @@ class _Blueprint:
 
 
 def load_shard(
-    model_dir: Path, *, dtype: str, device: str, place: RankPlace, all_reduce: AllReduce
+    model_dir: Path,
+    *,
+    dtype: str,
+    device: str,
+    place: RankPlace,
+    all_reduce: AllReduce,
+    fast: bool = True,
 ) -> LoadedShard:
     """Load the part of `place` from a Hugging Face checkpoint directory.
 
-    `all_reduce` sums over the ranks of the stage; it is kept, and never called where tp is 1. Every
-    byte of the files is read once for the digest, through a map that leaves nothing behind.
+    Not `fast`, its parts stay as transformers has them, cut.
+
+    `all_reduce` sums over the ranks of the stage; it is kept, and never called where tp is 1. The
+    leader reads every byte of the files once for the digest, through a map that leaves nothing
+    behind; the others' spec is without one.
 
     Raises:
         ModelError: the checkpoint cannot be used, or not be split so; says which and why.
@@ -70,7 +79,9 @@ def load_shard(
     register_attention()
     blueprint = _blueprint(model_dir, config, dtype, place)
     files = weight_files(model_dir)
-    spec = replace(blueprint.spec, weights_digest=weights_digest(files.paths))
+    spec = blueprint.spec
+    if place.rank == 0:
+        spec = replace(spec, weights_digest=weights_digest(files.paths))
     with ExitStack() as opened:
         found = blueprint.sources.read(files.paths, opened)
         model = _load(model_dir, config, blueprint, found)
@@ -80,7 +91,8 @@ def load_shard(
     if place.layout.tp > 1:
         apply_cuts(model, blueprint.cuts, spec, place, all_reduce)
     model.to(device)
-    make_fast(model, device)
+    if fast:
+        make_fast(model, device)
     module = StageModule(model, place).eval().requires_grad_(False)
     return LoadedShard(
         spec=spec, place=place, shard=shard_of(spec, place), module=module, device=device

@@ -51,11 +51,18 @@ def no_sum(_tensor: torch.Tensor) -> None:
 
 
 def load_rank(
-    directory: Path, tp: int, pp: int, rank: int, all_reduce: AllReduce = no_sum
+    directory: Path,
+    layout: ParallelLayout,
+    rank: int,
+    all_reduce: AllReduce = no_sum,
+    *,
+    fast: bool = True,
 ) -> LoadedShard:
     """One rank, in float32 on the CPU."""
-    place = RankPlace(layout=ParallelLayout(tp=tp, pp=pp), rank=rank)
-    return load_shard(directory, dtype="float32", device="cpu", place=place, all_reduce=all_reduce)
+    place = RankPlace(layout=layout, rank=rank)
+    return load_shard(
+        directory, dtype="float32", device="cpu", place=place, all_reduce=all_reduce, fast=fast
+    )
 
 
 class Crew:
@@ -66,8 +73,7 @@ class Crew:
         self.shards = [
             load_rank(
                 directory,
-                tp,
-                pp,
+                ParallelLayout(tp=tp, pp=pp),
                 rank,
                 no_sum if tp == 1 else self.meetings[rank // tp].all_reduce(rank % tp),
             )
