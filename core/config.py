@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar, get_type_hints
 
 from core.errors import ConfigError
 from core.limits import DEFAULT_MAX_QUEUED
+from core.model_spec import WEIGHTS
 
 T = TypeVar("T")
 
@@ -20,6 +21,9 @@ class EngineConfig:
     """float32, bfloat16 or float16. On CPUs without AMX, float32 is the fastest."""
     device: str = "cpu"
     """cpu or cuda."""
+    weights: str = "stored"
+    """stored: as the checkpoint has them, in `dtype`. int8: linear layers rounded to 8 bits, on a
+    CPU in float32 only. Steps of few answers get faster and answers change: not exact."""
     block_size: int = 16
     """Token positions per KV block."""
     num_blocks: int = 1024
@@ -38,6 +42,10 @@ class EngineConfig:
             yield f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}"
         if self.device.split(":")[0] not in ("cpu", "cuda"):
             yield f"device must be cpu or cuda, got {self.device!r}"
+        if self.weights not in WEIGHTS:
+            yield f"weights must be {' or '.join(WEIGHTS)}, got {self.weights!r}"
+        if self.weights == "int8" and (self.device, self.dtype) != ("cpu", "float32"):
+            yield f"weights int8 need device cpu and float32, got {self.device} and {self.dtype}"
         yield from _at_least(self, 1, "block_size", "num_blocks", "num_threads")
         yield from _at_least(self, 0, "num_swap_blocks")
 

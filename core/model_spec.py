@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+WEIGHTS = ("stored", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,8 @@ class ModelSpec:
     window_tokens: int | None = None
     """How many last tokens, its own included, a token sees where every layer slides; None where
     some layer sees everything."""
+    weights: str = "stored"
+    """One of WEIGHTS: as `dtype` has them, or linear layers rounded to 8 bits."""
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -13,7 +13,7 @@ _OF_THE_FILE = frozenset({"_name_or_path", "transformers_version", "dtype", "tor
 
 
 def fingerprint(spec: ModelSpec, tokenizer_digest: str, config_digest: str) -> Fingerprint:
-    """Digest of weights, architecture, tokenizer, dtype, KV layout and protocol.
+    """Digest of weights and their rounding, config, tokenizer, dtype, KV layout and protocol.
 
     The block size is not in it: KV is counted in tokens between instances.
     """
@@ -22,6 +22,7 @@ def fingerprint(spec: ModelSpec, tokenizer_digest: str, config_digest: str) -> F
         config_digest,
         tokenizer_digest,
         spec.dtype,
+        spec.weights,
         f"{spec.num_layers}x{spec.num_kv_heads}x{spec.head_dim}",
         f"protocol {PROTOCOL_VERSION}",
     )

@@ -16,7 +16,7 @@ from core.request import SamplingParams, StopParams
 from engine import attention
 from engine.architecture import one_line
 from engine.batch import BatchEntry, SampleSpec
-from engine.model import LoadedModel, load_model, make_fast
+from engine.model import LoadedModel, load_model, make_fast, with_weights
 from engine.runner import one_rank
 
 BLOCK_SIZE = 16
@@ -34,11 +34,12 @@ LIMITS = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 0.25}
 def load_checked(model_dir: Path, engine: EngineConfig) -> LoadedModel:
     """A model ready to run that computes what transformers computes. Raises ModelError.
 
-    It is compared before and after its parts are replaced by faster ones.
+    It is compared before and after its parts are replaced by faster ones. Weights are rounded after
+    that: by how much answers may change then, no limit could tell.
     """
     model = load_model(model_dir, dtype=engine.dtype, device=engine.device, fast=False)
     check_against_eager(model, num_threads=engine.num_threads)
-    return model
+    return with_weights(model, engine.weights)
 
 
 def check_against_eager(model: LoadedModel, *, num_threads: int) -> float:

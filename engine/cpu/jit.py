@@ -1,14 +1,19 @@
 """How kernels are compiled: by numba, at their first call, for the machine they run on."""
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
+from core.paths import user_cache_dir
+
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
+Int8s = npt.NDArray[np.int8]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,13 +32,26 @@ def exact(function: F) -> F:
 
 
 def _compiled(function: F, **options: Any) -> F:
-    """Machine code is kept beside the source or in the user's cache, by CPU and by the source's
-    time; where neither can be written each process compiles for itself, 4 s more at its start."""
+    """Machine code is kept in the user's cache; where that cannot be written each process compiles
+    for itself, 4 s more at its start."""
     given: dict[str, Any] = {"nogil": True, "error_model": "numpy", **options}
     try:
         return cast("F", numba.njit(cache=True, **given)(function))
     except RuntimeError:  # numba found no place for its cache
         return cast("F", numba.njit(**given)(function))
+
+
+def _cache_dir() -> Path:
+    """By the source of all kernels: numba looks at a kernel's own file only, and would go on using
+    what it compiled in of another that has changed since."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return user_cache_dir() / "kernels" / digest.hexdigest()[:16]
+
+
+# Of numba, for the whole process: nothing else here compiles with it.
+numba.config.CACHE_DIR = str(_cache_dir())
 
 
 @exact

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -42,8 +43,8 @@ class FastLayer(nn.Module):
         self._biases: Any = tuple(
             (no_bias if p.bias is None else p.bias.detach()).numpy() for p in qkv
         )
-        self._out_gate_up = (attention.o_proj.rows, mlp.gate_proj.rows, mlp.up_proj.rows)
-        self._down = mlp.down_proj.rows
+        outer = (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        self._outer = tuple(p.rows for p in outer)
         dim = attention.head_dim
         self._heads = tuple((1, 1, p.out_features // dim, dim) for p in qkv)
 
@@ -89,8 +90,8 @@ class FastLayer(nn.Module):
             x,
             mixed.reshape(-1).numpy(),
             (norm.row, norm.eps),
-            self._out_gate_up,
-            self._down,
+            self._outer,
+            np.empty((2, self.mlp.gate_proj.out_features), np.float32),
             out.view(1, -1).numpy(),
         )
         return out

@@ -27,7 +27,7 @@ class FastLinear(nn.Module):
         """[..., in] to [..., out]."""
         num_rows = x.numel() // self.in_features
         if not 0 < num_rows <= MAX_KERNEL_ROWS or torch.get_num_threads() > 1:
-            return _product(x, self.weight, self.bias)
+            return product(x, self.weight, self.bias)
         out = x.new_empty((*x.shape[:-1], self.out_features))
         if num_rows == 1:
             linear_row(x.reshape(-1).contiguous().numpy(), self.rows, out.view(-1).numpy())
@@ -40,7 +40,7 @@ class FastLinear(nn.Module):
 _onednn_linear = torch.ops.mkldnn._linear_pointwise.default
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """oneDNN on the weight as it lies.
 
     torch asks MKL, which leaves AVX-512 unused on AMD: at 512 rows 100 GFLOP/s to oneDNN's 220.

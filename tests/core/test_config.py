@@ -15,6 +15,9 @@ REFUSED = [
     ("too small", "[engine]\nblock_size = 0", ["block_size", "at least 1", "got 0"]),
     ("nan", "[router]\nsilence_s = nan", ["silence_s", "above 0"]),
     ("two at once", "[engine]\nnum_blocks = 0\ndtype = 'int3'", ["num_blocks", "dtype", "int3"]),
+    ("no such weights", '[engine]\nweights = "int4"', ["weights", "stored or int8", "int4"]),
+    ("int8 in bfloat16", '[engine]\nweights = "int8"\ndtype = "bfloat16"', ["int8", "bfloat16"]),
+    ("int8 on a GPU", '[engine]\nweights = "int8"\ndevice = "cuda"', ["int8", "cpu", "cuda"]),
     ("segment too large", "[handoff]\nmax_segment_bytes = 5000000", ["4 MiB", "5000000"]),
 ]
 

@@ -141,6 +141,7 @@ SAME = fingerprint(FAKE_SPEC, "tokenizer", "config")
 OTHERS = [
     (replace(FAKE_SPEC, weights_digest="other"), "tokenizer", "config"),
     (replace(FAKE_SPEC, dtype="bfloat16"), "tokenizer", "config"),
+    (replace(FAKE_SPEC, weights="int8"), "tokenizer", "config"),
     (replace(FAKE_SPEC, num_kv_heads=2), "tokenizer", "config"),
     (FAKE_SPEC, "other", "config"),
     (FAKE_SPEC, "tokenizer", "other"),
