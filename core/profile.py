@@ -176,6 +176,8 @@ class Subject:
     machine: Machine
     block_size: int
     kv_bytes_per_token: int
+    weights: str = "stored"
+    """stored, or what they were rounded to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

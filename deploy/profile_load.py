@@ -27,13 +27,14 @@ CPU_INFO = Path("/proc/cpuinfo")
 def load_bench(model_dir: Path, engine: EngineConfig, clock: Clock) -> tuple[Bench, Subject]:
     """Load the model; takes seconds to minutes. Raises ModelError or TooLittleMemory."""
     # Here and not above: whoever brings an engine of their own needs no torch.
-    from engine.model import load_model
+    from engine.model import load_model, with_weights
     from engine.runner import one_rank
 
     if engine.device == "cpu" and model_dir.is_dir():
         needed_bytes = weights_bytes(model_dir, engine.dtype) + kv_bytes(model_dir, engine)
         check_memory(RANK_BYTES + needed_bytes, available_memory_bytes())
     loaded = load_model(model_dir, dtype=engine.dtype, device=engine.device)
+    loaded = with_weights(loaded, engine.weights)
     runner = one_rank(
         loaded,
         num_blocks=engine.num_blocks,
@@ -55,6 +56,7 @@ def load_bench(model_dir: Path, engine: EngineConfig, clock: Clock) -> tuple[Ben
         device=engine.device,
         machine=machine(engine),
         block_size=engine.block_size,
+        weights=spec.weights,
         kv_bytes_per_token=spec.kv_bytes_per_token,
     )
     bench = Bench(model=spec, runner=runner, store=runner.kv_cache, room=room, clock=clock)

@@ -51,7 +51,7 @@ def _cache_dir() -> Path:
 
 
 # Of numba, for the whole process: nothing else here compiles with it.
-numba.config.CACHE_DIR = str(_cache_dir())
+numba.config.CACHE_DIR = str(_cache_dir())  # type: ignore[attr-defined]
 
 
 @exact
