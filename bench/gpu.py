@@ -20,8 +20,7 @@ from core.model_spec import ModelSpec
 from core.request import SamplingParams, StopParams
 from engine import attention
 from engine.batch import BatchEntry, SampleSpec
-from engine.cuda.speed_up import speed_up
-from engine.model import LoadedModel, register_attention
+from engine.model import LoadedModel, make_fast, register_attention
 from engine.runner import LocalRunner, one_rank
 
 Progress = Callable[[str], None]
@@ -133,7 +132,7 @@ def _model() -> LoadedModel:
             config, dtype=torch.bfloat16, attn_implementation=attention.NAME
         )
     module = made.eval().requires_grad_(False)
-    speed_up(module)
+    make_fast(module, DEVICE)
     return LoadedModel(spec=_spec(config), module=module, device=DEVICE)
 
 

@@ -56,12 +56,28 @@ class PagedKernel(Protocol):
         ...
 
 
+class KvWriter(Protocol):
+    """Puts a step's K and V into the cache."""
+
+    def __call__(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv: tuple[torch.Tensor, torch.Tensor],
+        index: SlotIndex,
+    ) -> None:
+        """`key` and `value` are [KV head, row, dim], `kv` are [slot, KV head, dim]; row i belongs
+        into slot `index[i]`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What there is for a device and a dtype; torch's attention over gathered KV does the rest."""
+    """What there is for a device and a dtype; torch's operations over gathered KV do the rest."""
 
     prefill: PagedKernel | None = None
     decode: PagedKernel | None = None
+    write: KvWriter | None = None
 
 
 class StepAttention:
@@ -94,8 +110,7 @@ class StepAttention:
         """
         query, key, value = qkv
         keys, values = self._cache.layer(layer)
-        _write(keys, self._plan.write_index, key)
-        _write(values, self._plan.write_index, value)
+        (self._kernels.write or _write)(key, value, (keys, values), self._plan.write_index)
         self._on_written(layer)
         out = query.new_empty((query.shape[1], query.shape[0], query.shape[2]))
         table = self._plan.table
@@ -169,12 +184,18 @@ def paged_attention(
     return step.attend(layer, (query[0], key[0], value[0]), scale, window)[None], None
 
 
-def _write(cache: torch.Tensor, index: SlotIndex, rows: torch.Tensor) -> None:
-    """Put [head, row, dim] into its slots."""
-    if isinstance(index, slice):
-        cache[index] = rows.transpose(0, 1)
-    else:
-        cache.index_copy_(0, index, rows.transpose(0, 1))
+def _write(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kv: tuple[torch.Tensor, torch.Tensor],
+    index: SlotIndex,
+) -> None:
+    """The `KvWriter` of every device."""
+    for cache, rows in zip(kv, (key, value), strict=True):
+        if isinstance(index, slice):
+            cache[index] = rows.transpose(0, 1)
+        else:
+            cache.index_copy_(0, index, rows.transpose(0, 1))
 
 
 def _prefill(

@@ -1,17 +1,21 @@
 """The forward pass of one step: everything that a model computes before a token is chosen."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from core.model_spec import ModelSpec
 from engine.attention import GatherBuffers, StepAttention
 from engine.batch import BatchEntry
+from engine.cuda.graph_inputs import GraphShape
+from engine.cuda.graphs import DecodeGraphs, Recorder, recorder_for
 from engine.kernels import kernels_for
 from engine.kv_cache import KvCache, KvMemory
 from engine.model import LoadedModel
-from engine.step_plan import StepPlan, plan_step
+from engine.step_plan import StepPlan, check_entries, plan_step
+
+MAX_GRAPH_ROWS = 64  # the answers that a decode worker runs at once unless it is told otherwise
 
 OnLayer = Callable[[int], None]
 M_co = TypeVar("M_co", bound=KvMemory, covariant=True)
@@ -21,7 +25,7 @@ class Logits(NamedTuple):
     """What the sampler chooses from."""
 
     rows: torch.Tensor
-    """[sampled entry, vocabulary], on the device."""
+    """[sampled entry, vocabulary], on the device; valid until the next step."""
     entries: tuple[int, ...]
     """Which entry of the step each row belongs to."""
 
@@ -43,12 +47,30 @@ class Forward(Protocol[M_co]):
     def run(self, entries: Sequence[BatchEntry], on_layer: OnLayer | None) -> Logits: ...
 
 
+@runtime_checkable
+class WarmsUp(Protocol):
+    """A `Forward` with something of its own to do before the first request."""
+
+    def warm_up(self) -> None:
+        """Called after steps of each kind; takes seconds."""
+        ...
+
+
 class ModelForward:
     """A whole model on one device."""
 
     def __init__(
-        self, model: LoadedModel, *, num_blocks: int, block_size: int, num_scratch_blocks: int
+        self,
+        model: LoadedModel,
+        *,
+        num_blocks: int,
+        block_size: int,
+        num_scratch_blocks: int,
+        max_graph_rows: int = MAX_GRAPH_ROWS,
+        recorder: Recorder | None = None,
     ) -> None:
+        """Decode steps of up to `max_graph_rows` entries are recorded by `warm_up`: by `recorder`,
+        or as CUDA graphs where there is none and the device has them; 0 leaves that out."""
         self.spec = model.spec
         self.block_size = block_size
         # The scratch blocks lie behind those that the allocator knows of.
@@ -63,13 +85,52 @@ class ModelForward:
             block_size=block_size,
             device=model.device,
         )
+        # Every answer writes into a block of its own.
+        max_rows = min(max_graph_rows, num_blocks)
+        self._graphs = self._decode_graphs(recorder or recorder_for(model.device), max_rows)
+
+    def warm_up(self) -> None:
+        """Record decode steps: until then they are computed like any other."""
+        if self._graphs is not None:
+            self._graphs.capture()
 
     def run(self, entries: Sequence[BatchEntry], on_layer: OnLayer | None) -> Logits:
         """Compute one batch; K and V are in the cache when it returns."""
+        # A replay tells nobody how far it is.
+        if on_layer is None and self._graphs is not None and self._graphs.takes(entries):
+            check_entries(entries, self.block_size)
+            self._copy_blocks(entries)
+            return Logits(self._graphs.run(entries), tuple(range(len(entries))))
         plan = plan_step(entries, self.block_size, self._device)
+        self._copy_blocks(entries)
+        return Logits(self._logits(plan, on_layer), plan.sampled)
+
+    def _copy_blocks(self, entries: Sequence[BatchEntry]) -> None:
         if copies := [pair for entry in entries for pair in entry.copies]:
             self.kv_cache.copy_blocks(copies)
-        return Logits(self._logits(plan, on_layer), plan.sampled)
+
+    def _decode_graphs(self, recorder: Recorder | None, max_rows: int) -> DecodeGraphs | None:
+        # Without a decode kernel attention gathers what differs from step to step, and without a
+        # scratch block there is nowhere for padding to write.
+        if self._kernels.decode is None or not self.scratch_blocks:
+            return None
+        if recorder is None or max_rows < 1:
+            return None
+        max_blocks = -(-self.spec.max_context_tokens // self.block_size)
+        # What left a window keeps its place in the table, but not its block.
+        if self.spec.window_tokens is None:
+            max_blocks = min(max_blocks, self.scratch_blocks.start)
+        return DecodeGraphs(
+            lambda plan: self._logits(plan, None),
+            GraphShape(
+                block_size=self.block_size,
+                max_blocks=max_blocks,
+                scratch_block=self.scratch_blocks[-1],
+            ),
+            max_rows=max_rows,
+            device=self._device,
+            recorder=recorder,
+        )
 
     def _logits(self, plan: StepPlan, on_layer: OnLayer | None) -> torch.Tensor:
         written = written_callback(on_layer, torch.device(self._device))

@@ -3,7 +3,7 @@
 import hashlib
 import mmap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from core.model_spec import ModelSpec
 from engine import attention
 from engine.architecture import one_line, read_config
 from engine.checkpoint import check_loading, quiet_transformers
+from engine.cpu.int8 import quantise
 from engine.cpu.speed_up import speed_up
-from engine.cpu.warm_up import compile_kernels
+from engine.cpu.warm_up import compile_int8_kernels, compile_kernels
+from engine.kernels import runs_triton
 from engine.kv_cache import TORCH_DTYPES
 from engine.weight_files import weight_files
 
@@ -64,6 +66,19 @@ def make_fast(module: torch.nn.Module, device: str) -> None:
     if torch.device(device).type == "cpu":
         speed_up(module)
         compile_kernels()
+    elif runs_triton(device):
+        # Here, so that a machine without a GPU needs no Triton.
+        from engine.cuda import speed_up as cuda
+
+        cuda.speed_up(module)
+
+
+def with_weights(model: LoadedModel, weights: str) -> LoadedModel:
+    """The same module, made fast before, with weights of this kind: see `EngineConfig.weights`."""
+    if weights == "int8":
+        quantise(model.module)
+        compile_int8_kernels()
+    return replace(model, spec=replace(model.spec, weights=weights))
 
 
 def check_dtype(dtype: str) -> None:

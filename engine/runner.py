@@ -8,7 +8,8 @@ import torch
 from core.clock import Clock, MonotonicClock
 from core.request import SamplingParams, StopParams, TokenLogprobs
 from engine.batch import BatchEntry, SampleSpec, StepResult
-from engine.forward import Forward, ModelForward
+from engine.cuda.graphs import Recorder
+from engine.forward import MAX_GRAPH_ROWS, Forward, ModelForward, WarmsUp
 from engine.grammars import GrammarStates
 from engine.kv_cache import KvCache, KvMemory
 from engine.model import LoadedModel
@@ -60,7 +61,8 @@ class Runner(Generic[M_co]):
             sampled = [entries[i] for i in logits.entries]
             token_ids, logprobs = self._sample(logits.rows, sampled)
             if logits.rows.is_cuda:
-                torch.cuda.synchronize(logits.rows.device)
+                # Not the whole device: copies of other requests' KV run on streams of their own.
+                torch.cuda.current_stream(logits.rows.device).synchronize()
         return StepResult(
             token_ids=_spread(logits.entries, token_ids, len(entries)),
             logprobs=_spread(logits.entries, logprobs, len(entries)),
@@ -68,7 +70,10 @@ class Runner(Generic[M_co]):
         )
 
     def warm_up(self) -> None:
-        """One prefill and one decode step on scratch blocks: kernels chosen, memory touched."""
+        """One prefill and one decode step on scratch blocks: kernels chosen, memory touched.
+
+        Then whatever else the forward pass has to do before the first request.
+        """
         prompt = (0,) * WARM_UP_TOKENS
         spec = SampleSpec(
             sampling=SamplingParams(top_p=0.9),
@@ -86,6 +91,8 @@ class Runner(Generic[M_co]):
                 sample=spec,
             )
             self.step([entry])
+        if isinstance(self._forward, WarmsUp):
+            self._forward.warm_up()
 
     def _check_windows(self, entries: Sequence[BatchEntry]) -> None:
         """KV that some layer still looks at must not be gone."""
@@ -131,13 +138,22 @@ def one_rank(
     return Runner(forward, num_threads=num_threads, clock=clock, grammars=grammars)
 
 
-def model_forward(model: LoadedModel, *, num_blocks: int, block_size: int) -> ModelForward:
-    """Over a whole model on one device, with blocks to warm up on."""
+def model_forward(
+    model: LoadedModel,
+    *,
+    num_blocks: int,
+    block_size: int,
+    max_graph_rows: int = MAX_GRAPH_ROWS,
+    recorder: Recorder | None = None,
+) -> ModelForward:
+    """Over a whole model on one device, with blocks to warm up on; see `ModelForward`."""
     return ModelForward(
         model,
         num_blocks=num_blocks,
         block_size=block_size,
         num_scratch_blocks=num_scratch_blocks(block_size),
+        max_graph_rows=max_graph_rows,
+        recorder=recorder,
     )
 
 

@@ -40,9 +40,12 @@ class GraphShape:
         return 4 * bucket + -(-bucket * self.max_blocks // 2)
 
     def fits(self, entries: Sequence[BatchEntry]) -> bool:
-        """Whether a graph can compute them: one token each, and no longer than the table."""
+        """Whether a graph can compute them: one token each, sampled after each, and no longer than
+        the table."""
         longest = self.max_blocks * self.block_size
-        return all(len(entry.token_ids) == 1 and entry.stop <= longest for entry in entries)
+        return all(
+            len(e.token_ids) == 1 and e.sample is not None and e.stop <= longest for e in entries
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +114,9 @@ def plan_of(inputs: GraphInputs, shape: GraphShape) -> StepPlan:
         num_prefills=0,
         block_size=shape.block_size,
     )
-    # Says that there are answers; only kernels that read the table instead can be captured.
-    group = DecodeGroup(
-        rows=slice(0, bucket),
-        lengths=table.stops,
-        max_length=table.max_stop,
-        padded=True,
-        index=slice(0, 0),
-    )
+    # Says that there are answers; only kernels that read the table can be captured, and no other
+    # asks for the entries.
+    group = DecodeGroup(slice(0, bucket), (), shape.block_size, str(device))
     return StepPlan(
         order=tuple(range(bucket)),
         input_ids=inputs.ids[0][None],

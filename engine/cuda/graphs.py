@@ -62,6 +62,11 @@ class CudaRecorder:
         return replay
 
 
+def recorder_for(device: str) -> Recorder | None:
+    """None where steps cannot be recorded."""
+    return CudaRecorder() if torch.device(device).type == "cuda" else None
+
+
 class DecodeGraphs:
     """Computes decode steps by replaying; what it has no graph for is left to the caller."""
 
@@ -72,13 +77,13 @@ class DecodeGraphs:
         *,
         max_rows: int,
         device: str,
-        recorder: Recorder | None = None,
+        recorder: Recorder,
     ) -> None:
         """`compute` gives the logits of every row of a plan, and must not wait for the device."""
         self._compute = compute
         self._shape = shape
         self._buckets = buckets_up_to(max_rows)
-        self._recorder: Recorder = recorder or CudaRecorder()
+        self._recorder = recorder
         num_words = max(map(shape.num_words, self._buckets))
         self._device_words = torch.zeros(num_words, dtype=torch.int64, device=device)
         # Pinned, so that the copy is queued instead of waited for.
@@ -94,7 +99,7 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Record every bucket; until then `run` declines. A model that cannot be captured stays
+        """Record every bucket; until then none is taken. A model that cannot be captured stays
         without: it is slower, and says why in the log."""
         replays: dict[int, Replay] = {}
         # The largest first: the others fit in the memory it took.
@@ -109,14 +114,18 @@ class DecodeGraphs:
                 return
         self._replays = replays
 
-    def run(self, entries: Sequence[BatchEntry]) -> torch.Tensor | None:
-        """Logits [entry, vocabulary], valid until the next call; None where there is no graph.
+    def takes(self, entries: Sequence[BatchEntry]) -> bool:
+        """Whether there is a graph for them: one token each, and a token asked for by each."""
+        bucket = bucket_for(len(entries), self._buckets)
+        return bucket in self._replays and self._shape.fits(entries)
+
+    def run(self, entries: Sequence[BatchEntry]) -> torch.Tensor:
+        """Logits [entry, vocabulary] of entries that are taken, valid until the next call.
 
         K and V of the entries are in the cache when the device is done.
         """
         bucket = bucket_for(len(entries), self._buckets)
-        if bucket is None or bucket not in self._replays or not self._shape.fits(entries):
-            return None
+        assert bucket is not None
         self._fill(bucket, entries)
         return self._replays[bucket]()[: len(entries)]
 

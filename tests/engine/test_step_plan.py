@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.batch import BatchEntry
 from engine.step_plan import SlotIndex, plan_step
@@ -127,3 +129,48 @@ def test_entries_are_sorted_and_padded_by_what_is_left() -> None:
     (group,) = plan.decodes
     assert group.lengths.tolist() == [3, 2]
     assert slots_of(group.index) == [4, 5, 6, 29, 30, 29]
+
+
+@st.composite
+def any_entry(draw: st.DrawFn) -> BatchEntry:
+    num_tokens, start = draw(st.sampled_from([1, 1, 1, 2, 9])), draw(st.integers(0, 30))
+    size = -(-(start + num_tokens) // 4) + draw(st.integers(0, 2))
+    first = draw(st.integers(0, 50))
+    run = range(first, first + size)
+    block_ids = draw(st.just(run) | st.lists(st.integers(0, 99), min_size=size, max_size=size))
+    kv_start = draw(st.just(0) | st.integers(0, start))
+    one = entry(num_tokens, start, block_ids, sampled=draw(st.booleans()))
+    return replace(one, kv_start=kv_start)
+
+
+def token_slots(one: BatchEntry, tokens: range) -> list[int]:
+    return [one.block_ids[p // 4] * 4 + p % 4 for p in tokens]
+
+
+@given(st.lists(any_entry(), min_size=1, max_size=6))
+def test_every_row_token_by_token(entries: list[BatchEntry]) -> None:
+    """The plan, and what is worked out of it later, against a walk over every token."""
+    plan = plan_step(entries, 4, "cpu")
+    assert sorted(plan.order) == list(range(len(entries)))
+    ordered = [entries[i] for i in plan.order]
+    rows = [(one, p) for one in ordered for p in range(one.start, one.stop)]
+    assert plan.position_ids[0].tolist() == plan.input_ids[0].tolist() == [p for _, p in rows]
+    assert slots_of(plan.write_index) == [token_slots(one, range(p, p + 1))[0] for one, p in rows]
+    asked = [i for i in plan.order if entries[i].sample]
+    assert list(plan.sampled) == asked
+    last_rows = {
+        i: end - 1 for i, end in zip(plan.order, plan.table.rows[1:].tolist(), strict=True)
+    }
+    assert plan.sampled_rows.tolist() == [last_rows[i] for i in asked]
+    for span, one in zip(plan.prefills, ordered, strict=False):
+        assert slots_of(span.index) == token_slots(one, range(one.kv_start, one.stop))
+    singles = iter(ordered[len(plan.prefills) :])
+    for group in plan.decodes:
+        lines = [
+            token_slots(one, range(one.kv_start, one.stop))
+            for _, one in zip(group.lengths, singles, strict=False)
+        ]
+        assert group.lengths.tolist() == [len(line) for line in lines]
+        padded = [line + line[:1] * (group.max_length - len(line)) for line in lines]
+        assert slots_of(group.index) == [slot for line in padded for slot in line]
+    assert next(singles, None) is None

@@ -15,10 +15,12 @@ from engine.cuda.graph_inputs import GraphShape
 from engine.cuda.graphs import CudaRecorder, DecodeGraphs, Recorder, Replay
 from engine.cuda.paged_decode import PagedDecode
 from engine.cuda.paged_prefill import paged_prefill
+from engine.cuda.write_kv import write_kv
 from engine.kv_cache import KvCache
 from engine.step_plan import StepPlan, plan_step
 from tests.engine.conftest import tiny
 from tests.engine.cuda.device import DEVICE
+from tests.engine.cuda.recorders import Again
 from tests.engine.tiny import BLOCK_SIZE, Answer, TinyModel, random_prompt
 
 __all__ = ["tiny"]
@@ -26,13 +28,6 @@ __all__ = ["tiny"]
 SCRATCH_BLOCK = 64
 SHAPE = GraphShape(block_size=BLOCK_SIZE, max_blocks=4, scratch_block=SCRATCH_BLOCK)
 NUM_TOKENS = 6
-
-
-class Again:
-    """A Recorder without graphs."""
-
-    def record(self, compute: Callable[[], torch.Tensor]) -> Replay:
-        return compute
 
 
 class Refusing:
@@ -52,7 +47,7 @@ class Forward:
             spec, num_blocks=SCRATCH_BLOCK + 1, block_size=BLOCK_SIZE, device=DEVICE
         )
         self.cache.data.fill_(float("nan"))
-        self.kernels = Kernels(prefill=paged_prefill, decode=PagedDecode(64))
+        self.kernels = Kernels(prefill=paged_prefill, decode=PagedDecode(64), write=write_kv)
         self.buffers = GatherBuffers()
 
     def logits(self, plan: StepPlan) -> torch.Tensor:
@@ -103,8 +98,8 @@ def test_tokens_equal_generate(forward: Forward, tiny: TinyModel) -> None:
             running[-1].absorb(entry, int(forward.eager([entry])[0].argmax()))
         active = [a for a in running if len(a.output) < NUM_TOKENS]
         entries = [a.next_entry() for a in active]
+        assert graphs.takes(entries)
         logits = graphs.run(entries)
-        assert logits is not None
         for answer, entry, row in zip(active, entries, logits, strict=True):
             answer.absorb(entry, int(row.argmax()))
     for answer in running:
@@ -118,11 +113,11 @@ def test_what_it_declines(forward: Forward) -> None:
     entry = answer.next_entry()
     answer.absorb(entry, int(forward.eager([entry])[0].argmax()))
     entry = answer.next_entry()
-    assert graphs.run([entry]) is None, "nothing is captured yet"
+    assert not graphs.takes([entry]), "nothing is captured yet"
     graphs.capture()
-    assert graphs.run([entry]) is not None
-    assert graphs.run([entry] * 6) is None, "more rows than the largest bucket"
-    assert graphs.run([answers()[1].next_entry()]) is None, "a prompt"
+    assert graphs.takes([entry])
+    assert not graphs.takes([entry] * 6), "more rows than the largest bucket"
+    assert not graphs.takes([answers()[1].next_entry()]), "a prompt"
 
 
 def test_a_model_that_cannot_be_captured(
@@ -131,4 +126,4 @@ def test_a_model_that_cannot_be_captured(
     graphs = forward.graphs(Refusing())
     graphs.capture()
     assert "not permitted when stream is capturing" in caplog.text
-    assert graphs.run([Answer((3,), (0,)).next_entry()]) is None
+    assert not graphs.takes([Answer((3,), (0,)).next_entry()])

@@ -1,5 +1,7 @@
 """Buckets, padding, and the memory that graphs read: all of it without a device."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +17,7 @@ from engine.cuda.graph_inputs import (
     views,
 )
 from engine.step_plan import plan_step
+from tests.engine.tiny import sample_spec
 
 BLOCK_SIZE, MAX_BLOCKS = 4, 7
 SHAPE = GraphShape(block_size=BLOCK_SIZE, max_blocks=MAX_BLOCKS, scratch_block=99)
@@ -50,7 +53,7 @@ def entry(start: int, block_ids: tuple[int, ...], token_id: int, kv_start: int =
         token_ids=(token_id,),
         start=start,
         block_ids=block_ids,
-        sample=None,
+        sample=sample_spec(),
         kv_start=kv_start,
     )
 
@@ -104,11 +107,8 @@ FITS = [
     ("one token", entry(5, (0, 1), 3), True),
     ("the longest", entry(27, tuple(range(7)), 3), True),
     ("too long", entry(28, tuple(range(8)), 3), False),
-    (
-        "a chunk",
-        BatchEntry(key="k", token_ids=(1, 2), start=0, block_ids=(0,), sample=None),
-        False,
-    ),
+    ("a chunk", replace(entry(0, (0,), 3), token_ids=(1, 2)), False),
+    ("a chunk of one token", replace(entry(5, (0, 1), 3), sample=None), False),
 ]
 
 
