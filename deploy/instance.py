@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.config import Config, build
-from core.errors import BatonError, ConfigError
+from core.errors import BatonError, ConfigError, ModelError
 from core.ids import InstanceId
 from core.member import Member, Role
 from core.parallel import ParallelLayout
@@ -137,6 +137,10 @@ def _forward(spec: InstanceSpec, lost: "Future[None]", undo: ExitStack) -> "Forw
             load_checked(spec.model_dir, engine),
             num_blocks=engine.num_blocks,
             block_size=engine.block_size,
+        )
+    if engine.weights != "stored":
+        raise ModelError(
+            f"engine.weights = {engine.weights!r} needs tp = 1 and pp = 1, not {spec.layout}"
         )
     forward = start_ranks(
         spec.model_dir,

@@ -14,10 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core.config import Config, EngineConfig, WorkerConfig
-from core.errors import ConfigError
+from core.errors import ConfigError, ModelError
 from core.ids import InstanceId
 from core.member import Role
 from core.model_spec import ModelSpec
+from core.parallel import ParallelLayout
 from core.request import SamplingParams
 from core.work import WorkRequest
 from deploy.assembly import Compute
@@ -218,3 +219,10 @@ async def test_a_process_serves_until_its_parent_lets_go(tiny_dir: Path) -> None
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+def test_rounded_weights_need_a_single_rank(tiny_dir: Path) -> None:
+    rounded = replace(TINY, engine=replace(TINY.engine, weights="int8"))
+    spec = replace(spec_of(tiny_dir), config=rounded, layout=ParallelLayout(tp=2))
+    with pytest.raises(ModelError, match="'int8' needs tp = 1 and pp = 1, not 2x1"):
+        load_compute(spec)
