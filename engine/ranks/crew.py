@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from core.errors import BatonError
 from engine.ranks.errors import ChannelClosed, ChannelStalled, RankLost
 from engine.ranks.process import RankProcess
-from engine.ranks.spec import RankSpec
+from engine.ranks.spec import RankFiles, RankSpec
 from engine.ranks.wire import Answer, decode_answer
 
 NOTICE_S = 2.0
@@ -34,10 +34,14 @@ class Crew:
         """Of each rank's process."""
         return {rank.rank: rank.pid for rank in self._ranks}
 
-    def start(self, specs: Sequence[RankSpec], memory_fds: Sequence[int]) -> None:
+    def has_ended(self) -> bool:
+        """Whether the ranks are gone, or about to be: none of them answers any more."""
+        return self._reason is not None or self._is_closing
+
+    def start(self, specs: Sequence[RankSpec], files: Sequence[RankFiles]) -> None:
         """All at the same time: each spends seconds on imports."""
-        for spec, memory_fd in zip(specs, memory_fds, strict=True):
-            self._ranks.append(RankProcess(spec, memory_fd, self.lose))
+        for spec, of_rank in zip(specs, files, strict=True):
+            self._ranks.append(RankProcess(spec, of_rank, self.lose))
 
     def serve(self) -> None:
         """From here a loss is told to `on_lost`. Raises RankLost if it is too late for that."""

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine.ranks.channel import Channel
-from engine.ranks.spec import RankSpec
+from engine.ranks.spec import RankFiles, RankSpec
 
 NUM_KEPT_LINES = 5
 """Last lines of standard error that a reason quotes: of a traceback the one that tells is last."""
@@ -27,18 +27,17 @@ IMPORT_ROOT = Path(__file__).resolve().parents[2]
 class RankProcess:
     """One child rank. Its standard error goes to ours line by line."""
 
-    def __init__(self, spec: RankSpec, memory_fd: int, on_exit: Callable[[str], None]) -> None:
+    def __init__(self, spec: RankSpec, files: RankFiles, on_exit: Callable[[str], None]) -> None:
         """Start it. `on_exit(reason)` is called in a thread of its own, whatever ends it."""
         self.rank = spec.rank
         ours, theirs = socket.socketpair()
         with theirs:
-            fds = theirs.fileno(), memory_fd
             self._process = subprocess.Popen(
-                _command(spec, *fds),
+                _command(spec, theirs.fileno(), files),
                 stdin=subprocess.DEVNULL,
                 stdout=STDERR_FD,
                 stderr=subprocess.PIPE,
-                pass_fds=fds,
+                pass_fds=(theirs.fileno(), *files),
                 # `-m` finds the packages there, wherever we were started.
                 cwd=IMPORT_ROOT,
                 # A Ctrl-C at the terminal is the leader's to obey: it stops its ranks in order.
@@ -100,9 +99,10 @@ class RankProcess:
         on_exit(f"{self} {_how(code)}{said}")
 
 
-def _command(spec: RankSpec, channel_fd: int, memory_fd: int) -> list[str]:
+def _command(spec: RankSpec, channel_fd: int, files: RankFiles) -> list[str]:
     command = [sys.executable, "-m", "engine.ranks.worker", "--spec-json", spec.to_json()]
-    return [*command, "--channel-fd", str(channel_fd), "--memory-fd", str(memory_fd)]
+    fds = {"--channel-fd": channel_fd, "--kv-fd": files.kv, "--sums-fd": files.sums}
+    return [*command, *(text for name, fd in fds.items() for text in (name, str(fd)))]
 
 
 def _how(code: int) -> str:

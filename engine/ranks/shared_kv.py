@@ -137,7 +137,7 @@ def _placed(runs: Sequence[Run]) -> Iterator[tuple[slice, slice]]:
 @contextmanager
 def _anonymous_file() -> Iterator["IO[bytes]"]:
     if hasattr(os, "memfd_create"):
-        with open(os.memfd_create("baton-kv"), "r+b", buffering=0) as file:
+        with open(os.memfd_create("baton-ranks"), "r+b", buffering=0) as file:
             yield file
     else:
         # macOS has none; an unlinked file does as well, at the cost of the disk's room.

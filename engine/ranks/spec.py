@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from core.parallel import ParallelLayout, RankPlace
 
@@ -11,6 +12,14 @@ DEVICE = "cpu"
 RANK_TIMEOUT_S = 15.0
 """How long a rank waits for another within a step. The longest step seen on two busy cores took
 2 s; the watchdog would call the instance hanging after 20 s, and this tells the reason first."""
+
+
+class RankFiles(NamedTuple):
+    """Descriptors of the memory that a rank maps; its process inherits them."""
+
+    kv: int
+    sums: int
+    """One file for all ranks of a stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

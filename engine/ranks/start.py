@@ -1,6 +1,6 @@
 """Starts the ranks of one instance: shared memory, processes, their parts of the model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from engine.ranks.group import open_store
 from engine.ranks.leader import BROKEN, RankedForward
 from engine.ranks.part import kv_bytes_of, kv_cache_of, load_stage
 from engine.ranks.shared_kv import SpreadKv, shared_file
-from engine.ranks.spec import DEVICE, RANK_TIMEOUT_S, RankSpec
+from engine.ranks.shared_sum import sums_bytes
+from engine.ranks.spec import DEVICE, RANK_TIMEOUT_S, RankFiles, RankSpec
 from engine.runner import Runner, num_scratch_blocks
 
 START_TIMEOUT_S = 600.0
@@ -69,18 +70,18 @@ def start_ranks(
         undo.callback(crew.close)
         store = open_store(layout.num_workers, timeout_s)
         specs = _rank_specs(model_dir, engine, layout, store.port, timeout_s)
-        memory = [files.enter_context(shared_file(kv_bytes_of(spec, model))) for spec in specs]
+        memory = _files(specs, model, files)
         try:
             crew.start(specs[1:], memory[1:])
             # Imported: from here all ranks are equally far, and patience may be short.
             _check_answers(crew)
-            stage = load_stage(specs[0], store, memory[0])
+            stage = load_stage(specs[0], store, memory[0], crew.has_ended)
             _check_answers(crew)
             crew.serve()
         except BROKEN as error:
             raise crew.explain(error) from error
         others = zip(specs[1:], memory[1:], strict=True)
-        parts = [stage.kv_cache, *(kv_cache_of(spec, model, fd) for spec, fd in others)]
+        parts = [stage.kv_cache, *(kv_cache_of(spec, model, fds.kv) for spec, fds in others)]
         undo.pop_all()
     return RankedForward(
         spec=stage.spec,
@@ -124,6 +125,14 @@ def _rank_specs(
         )
         for rank in range(layout.num_workers)
     ]
+
+
+def _files(specs: Sequence[RankSpec], model: ModelSpec, opened: ExitStack) -> list[RankFiles]:
+    """Of every rank; closed with `opened`."""
+    layout = specs[0].layout
+    sums = [opened.enter_context(shared_file(sums_bytes(layout.tp))) for _stage in range(layout.pp)]
+    kv = [opened.enter_context(shared_file(kv_bytes_of(spec, model))) for spec in specs]
+    return [RankFiles(kv[spec.rank], sums[spec.place.stage]) for spec in specs]
 
 
 def _check_answers(crew: Crew) -> None:

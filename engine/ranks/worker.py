@@ -19,13 +19,13 @@ from engine.ranks.errors import ChannelClosed, GroupBroken
 from engine.ranks.group import join_store
 from engine.ranks.part import load_stage
 from engine.ranks.pipeline import micro_batches
-from engine.ranks.spec import DEVICE, RankSpec
+from engine.ranks.spec import DEVICE, RankFiles, RankSpec
 from engine.ranks.stage import Stage
 from engine.ranks.wire import Answer, decode_step, encode_answer
 from engine.step_plan import plan_step
 
 
-def serve(spec: RankSpec, channel: Channel, memory_fd: int) -> None:
+def serve(spec: RankSpec, channel: Channel, files: RankFiles) -> None:
     """Load, then compute what comes. Returns when the leader has hung up.
 
     Raises whatever ends a step: a rank that has missed one is of no more use.
@@ -34,7 +34,7 @@ def serve(spec: RankSpec, channel: Channel, memory_fd: int) -> None:
     channel.send(encode_answer(Answer()), spec.timeout_s)
     try:
         store = join_store(spec.store_port, spec.layout.num_workers, spec.timeout_s)
-        stage = load_stage(spec, store, memory_fd)
+        stage = load_stage(spec, store, files, _never)
     except BatonError as error:
         channel.send(encode_answer(Answer(error=str(error))), spec.timeout_s)
         return _until_leader_ends(channel)
@@ -61,6 +61,11 @@ def _compute(stage: Stage, spec: RankSpec, frame: bytes) -> Answer:
     return Answer(spent)
 
 
+def _never() -> bool:
+    """Whether the others have ended: the leader would end us first, in any wait."""
+    return False
+
+
 def _until_leader_ends(channel: Channel) -> None:
     while True:
         channel.receive(None)
@@ -80,7 +85,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m engine.ranks.worker")
     parser.add_argument("--spec-json", required=True, help="what RankSpec.to_json writes")
     parser.add_argument("--channel-fd", required=True, type=int, help="socket to the leader")
-    parser.add_argument("--memory-fd", required=True, type=int, help="file of its KV")
+    parser.add_argument("--kv-fd", required=True, type=int, help="file of its KV")
+    parser.add_argument("--sums-fd", required=True, type=int, help="file of its stage's sums")
     arguments = parser.parse_args()
     spec = RankSpec.from_json(arguments.spec_json)
     logging.basicConfig(
@@ -91,7 +97,7 @@ def main() -> None:
     threading.Thread(target=_end_with_leader, args=(arguments.channel_fd,), daemon=True).start()
     try:
         channel = Channel(socket.socket(fileno=arguments.channel_fd))
-        serve(spec, channel, arguments.memory_fd)
+        serve(spec, channel, RankFiles(arguments.kv_fd, arguments.sums_fd))
     except ChannelClosed:
         # The leader has closed, or is no more: either way there is nobody to compute for.
         return

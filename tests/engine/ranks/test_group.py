@@ -9,9 +9,12 @@ from typing import TypeVar
 import pytest
 import torch
 
+from core.clock import MonotonicClock
 from core.parallel import ParallelLayout, RankPlace, split
+from engine.ranks.atomics import have_sleep
 from engine.ranks.errors import GroupBroken
 from engine.ranks.group import RankGroup, join_store, open_store
+from engine.ranks.shared_sum import SharedSum, sums_bytes
 
 T = TypeVar("T")
 TIMEOUT_S = 20.0
@@ -57,6 +60,27 @@ def test_sums_are_of_one_stage(tp: int, pp: int, num_values: int) -> None:
         ranks = slice(stage * tp, (stage + 1) * tp)
         torch.testing.assert_close(got[ranks.start], torch.stack(terms[ranks]).sum(0))
         assert all(torch.equal(values, got[ranks.start]) for values in got[ranks])
+
+
+@pytest.mark.skipif(not have_sleep(), reason="no sums through memory on this machine")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_sums_through_memory_or_not(dtype: torch.dtype) -> None:
+    """Memory carries float32 alone; a stage may take turns between it and Gloo."""
+    layout, leader_store = ParallelLayout(tp=2), open_store(2, TIMEOUT_S)
+    memory, clock = torch.zeros(sums_bytes(2), dtype=torch.uint8), MonotonicClock()
+
+    def run(rank: int) -> list[torch.Tensor]:
+        store = join_store(leader_store.port, 2, TIMEOUT_S) if rank else leader_store
+        shared = SharedSum(memory, rank, 2, TIMEOUT_S, lambda: False, clock)
+        group = RankGroup(RankPlace(layout=layout, rank=rank), store, TIMEOUT_S, shared)
+        values = [torch.full((3,), rank + 1.0), torch.full((3,), rank + 1.0, dtype=dtype)]
+        for tensor in values:
+            group.all_reduce(tensor)
+        return values
+
+    with ThreadPoolExecutor(2) as threads:
+        for values in threads.map(run, range(2)):
+            assert [tensor.tolist() for tensor in values] == [[3.0] * 3] * 2
 
 
 def passes_on(place: RankPlace, group: RankGroup) -> list[float]:

@@ -63,8 +63,9 @@ def test_a_computing_rank_is_killed(three_layers: TinyModel, tp: int, pp: int, r
     check_ended(ranked, reason)
 
 
-def test_a_stopped_rank_is_lost_too(three_layers: TinyModel) -> None:
-    ranked = start(three_layers, ParallelLayout(tp=1, pp=3), timeout_s=2.0)
+@pytest.mark.parametrize(("tp", "pp"), [(1, 3), (2, 1)])
+def test_a_stopped_rank_is_lost_too(three_layers: TinyModel, tp: int, pp: int) -> None:
+    ranked = start(three_layers, ParallelLayout(tp=tp, pp=pp), timeout_s=2.0)
     reason = interrupt(ranked, 1, signal.SIGSTOP)
     assert f"rank 1 (pid {ranked.pids[1]}) did not answer" in reason
     assert "rank 2" not in reason.partition(":")[0]

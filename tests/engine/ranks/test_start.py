@@ -12,7 +12,7 @@ from core.errors import BatonError, ModelError
 from core.parallel import ParallelLayout
 from engine.ranks import process
 from engine.ranks.errors import RankLost
-from engine.ranks.spec import RankSpec
+from engine.ranks.spec import RankFiles, RankSpec
 from engine.ranks.start import ranked_runner, start_ranks
 from tests.engine.ranks.ranked import ENGINE
 from tests.engine.tiny import TinyModel
@@ -76,7 +76,7 @@ def test_a_rank_that_cannot_start(
     error: type[BatonError],
     message: str,
 ) -> None:
-    def command(_spec: RankSpec, channel_fd: int, _memory_fd: int) -> list[str]:
+    def command(_spec: RankSpec, channel_fd: int, _files: RankFiles) -> list[str]:
         return [sys.executable, "-c", program, str(channel_fd)]
 
     before = children()
