@@ -42,10 +42,10 @@ def _compiled(function: F, **options: Any) -> F:
 
 
 def _cache_dir() -> Path:
-    """By the source of all kernels: numba looks at a kernel's own file only, and would go on using
-    what it compiled in of another that has changed since."""
+    """By the source of the engine, where all kernels are: numba looks at a kernel's own file only,
+    and would go on using what it compiled in of another that has changed since."""
     digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parents[1].glob("**/*.py")):
         digest.update(path.read_bytes())
     return user_cache_dir() / "kernels" / digest.hexdigest()[:16]
 
