@@ -22,8 +22,8 @@ Norm = tuple[Floats, float]
 
 
 def product(x: Floats, weight: Weight, out: Floats) -> None:
-    """`out = weight · x`, by the kernel for such a weight; exists only within kernels."""
-    raise NotImplementedError
+    """`out = weight · x`, by the kernel for such a weight: `_product_for` is what gets compiled."""
+    raise TypeError("product is for compiled kernels only")
 
 
 @overload(product, strict=False)
