@@ -17,8 +17,13 @@ from tests.e2e.running import RunningCluster
 
 pytestmark = pytest.mark.ray
 
-PROMPT = tuple(3 + (i * 7) % 500 for i in range(800))
 MAX_TOKENS = 200
+
+
+def _question(salt: int) -> Question:
+    """800 tokens that no other test asks: a cached prompt would be read before anything dies."""
+    prompt = (3 + salt, *(3 + (i * 7) % 500 for i in range(799)))
+    return Question(prompt=prompt, max_tokens=MAX_TOKENS)
 
 
 async def _ask_and_kill(
@@ -84,44 +89,53 @@ def _prefill(name: str) -> bool:
 
 
 CASES = [
-    # id                              victim    after this many tokens
-    ("prefill while it computes", _prefill, 0),
-    ("decode while it waits for KV", _decode, 0),
-    ("decode after the first tokens", _decode, 2),
-    ("decode in the middle", _decode, 60),
+    # id                            salt    victim    after this many tokens
+    ("prefill while it computes", 0, _prefill, 0),
+    ("decode while it waits for KV", 1, _decode, 0),
+    ("decode after the first tokens", 2, _decode, 2),
+    ("decode in the middle", 3, _decode, 60),
 ]
 
 
-@pytest.mark.parametrize(("victim", "after"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(
+    ("salt", "victim", "after"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+)
 def test_one_of_two_dies(
-    tiny_pools: RunningCluster, tiny_oracle: Oracle, victim: Callable[[str], bool], after: int
+    tiny_pools: RunningCluster,
+    tiny_oracle: Oracle,
+    salt: int,
+    victim: Callable[[str], bool],
+    after: int,
 ) -> None:
-    question = Question(prompt=PROMPT, max_tokens=MAX_TOKENS)
-    _check(tiny_oracle, tiny_pools.run(_ask_and_kill(tiny_pools, question, victim, after)))
+    asked = _ask_and_kill(tiny_pools, _question(salt), victim, after)
+    _check(tiny_oracle, tiny_pools.run(asked))
 
 
-@pytest.mark.parametrize(("victim", "after"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(
+    ("salt", "victim", "after"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+)
 def test_the_whole_pool_dies(
-    tiny_pools: RunningCluster, tiny_oracle: Oracle, victim: Callable[[str], bool], after: int
+    tiny_pools: RunningCluster,
+    tiny_oracle: Oracle,
+    salt: int,
+    victim: Callable[[str], bool],
+    after: int,
 ) -> None:
     """What is left does both phases until Ray has started the others again."""
-    question = Question(prompt=PROMPT, max_tokens=MAX_TOKENS)
-    answer = tiny_pools.run(_ask_and_kill(tiny_pools, question, victim, after, everybody=True))
-    _check(tiny_oracle, answer)
+    asked = _ask_and_kill(tiny_pools, _question(10 + salt), victim, after, everybody=True)
+    _check(tiny_oracle, tiny_pools.run(asked))
 
 
 def test_everything_dies(tiny_pools: RunningCluster, tiny_oracle: Oracle) -> None:
     """No instance is left: the right tokens after Ray's restart."""
-    question = Question(prompt=PROMPT, max_tokens=MAX_TOKENS)
-    answer = tiny_pools.run(_ask_and_kill(tiny_pools, question, _instance, 20, everybody=True))
-    _check(tiny_oracle, answer)
+    asked = _ask_and_kill(tiny_pools, _question(20), _instance, 20, everybody=True)
+    _check(tiny_oracle, tiny_pools.run(asked))
 
 
 def test_everything_dies_and_the_deadline_comes_first(tiny_pools: RunningCluster) -> None:
     """A typed error by the deadline, never a hang."""
-    question = Question(prompt=PROMPT, max_tokens=MAX_TOKENS)
     with pytest.raises(BatonError) as caught:
         tiny_pools.run(
-            _ask_and_kill(tiny_pools, question, _instance, 20, everybody=True, timeout_s=1.0)
+            _ask_and_kill(tiny_pools, _question(21), _instance, 20, everybody=True, timeout_s=1.0)
         )
     assert caught.value.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
