@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_type_hints
 
 from core.errors import ConfigError
+from core.kv_layout import CARRIERS, WIRE_FORMATS
 from core.limits import DEFAULT_MAX_QUEUED
 from core.model_spec import WEIGHTS
 
@@ -104,6 +105,14 @@ class HandoffConfig:
     """Layers are grouped so that one chunk's segment is about this large."""
     max_segment_bytes: int = 2 * 1024 * 1024
     """Payload of one segment at most."""
+    carrier: str = "auto"
+    """What carries payloads to here: shm, torchdist, cuda_ipc or grpc; where it cannot, grpc does.
+    auto: the best for each pair."""
+    wire_format: str = "stored"
+    """How KV is written on the wire: "int8" is about a quarter of float32, and not exact."""
+
+    failpoints: str = ""
+    """Faults to plant, for tests: see core/failpoints.py."""
 
     def problems(self) -> Iterator[str]:
         """What is wrong, if anything."""
@@ -112,6 +121,10 @@ class HandoffConfig:
         )
         yield from _at_least(self, 0, "max_refetches")
         yield from _at_least(self, 4096, "target_segment_bytes", "max_segment_bytes")
+        if self.carrier not in ("auto", *CARRIERS):
+            yield f"carrier must be auto or of {', '.join(CARRIERS)}, got {self.carrier!r}"
+        if self.wire_format not in WIRE_FORMATS:
+            yield f"wire_format must be of {', '.join(WIRE_FORMATS)}, got {self.wire_format!r}"
         if self.max_segment_bytes > 4 * 1024 * 1024:
             yield f"max_segment_bytes must be at most 4 MiB, got {self.max_segment_bytes}"
 

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 
 from core.model_spec import DTYPE_BYTES, ModelSpec
 
+CARRIERS = ("cuda_ipc", "shm", "torchdist", "grpc")
+"""What moves payloads."""
+WIRE_FORMATS = ("stored", "int8")
+"""How KV is written on the wire."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvLayout:

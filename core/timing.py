@@ -13,6 +13,8 @@ class PrefillTiming:
     """From the first step's start to the first token sampled."""
     num_hit_tokens: int = 0
     """Prompt tokens whose KV was in the prefix cache."""
+    num_fetched_tokens: int = 0
+    """Prompt tokens whose KV was fetched from where it was cached; not among the hits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,5 +39,18 @@ class HandoffTiming:
     """That arrived."""
     num_kv_tokens: int = 0
     """Whose KV was handed over."""
+    num_reused_tokens: int = 0
+    """Of them, those that decode had cached: not sent."""
+    reserve_s: float = 0.0
+    """Decode's clock: the prefill's start announced to all credit granted."""
+    first_byte_s: float = 0.0
+    """Decode's clock: first credit granted to the first byte of payload here."""
+    streaming_s: float = 0.0
+    """Decode's clock: first byte of payload to the last one here."""
     carrier: str = ""
     """What carried the payload, for example "grpc"."""
+
+    @property
+    def exposed_s(self) -> float:
+        """The part of the transfer that nothing hid: after the first token, before the commit."""
+        return self.source_tail_s + self.credit_wait_s + self.sink_tail_s

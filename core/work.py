@@ -1,12 +1,12 @@
 """One attempt at one choice of a request, as both phases are told of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from core.ids import Fingerprint, HandoffId, RouterId
 from core.request import Fence, SamplingParams, StopParams
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Of the whole worker plane. Peers of different versions refuse each other."""
 
 
@@ -21,6 +21,17 @@ class KvLostReason(StrEnum):
     """The lease ended or was never made."""
     CORRUPT = "corrupt"
     """Checksum or digest wrong after every allowed refetch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """An instance to fetch KV from, as the router that took it from the registry says."""
+
+    instance_id: str
+    address: str
+    """host:port."""
+    capability: bytes = field(default=b"", repr=False)
+    """The router's leave to fetch there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

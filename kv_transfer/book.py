@@ -162,12 +162,12 @@ class SourceBook:
 
     @contextmanager
     def reading(
-        self, handoff_id: HandoffId, fence: Fence, *, num_cached_tokens: int, max_segment_bytes: int
+        self, handoff_id: HandoffId, fence: Fence, *, max_segment_bytes: int
     ) -> Iterator[Reading]:
         """One Fetch stream, from its first message to its end. Raises StaleFence or Saturated."""
         entry = self._find_or_await(handoff_id, fence)
         size = min(max_segment_bytes, self._config.max_segment_bytes)
-        reader = Reader(fence, num_cached_tokens=num_cached_tokens, max_segment_bytes=size)
+        reader = Reader(fence, max_segment_bytes=size)
         entry.source.fetch(reader, self._clock.now_s())
         # An older reader of the same source notices that it has been replaced.
         entry.changed.set()

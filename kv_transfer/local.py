@@ -39,7 +39,6 @@ class LocalFetch:
             with self._book.reading(
                 sink.handoff_id,
                 attempt,
-                num_cached_tokens=0,
                 max_segment_bytes=self._config.max_segment_bytes,
             ) as reading:
                 token = await _first_token(reading)

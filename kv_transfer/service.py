@@ -39,7 +39,6 @@ class _Opening:
 
     handoff_id: HandoffId
     fence: Fence
-    num_cached_tokens: int
     max_segment_bytes: int
 
 
@@ -67,7 +66,6 @@ class KvTransferService:
             with self.book.reading(
                 opening.handoff_id,
                 opening.fence,
-                num_cached_tokens=opening.num_cached_tokens,
                 max_segment_bytes=opening.max_segment_bytes,
             ) as reading:
                 await self._serve(reading, requests, context)
@@ -100,7 +98,6 @@ class KvTransferService:
 
     def _check(self, message: pb.FetchOpen) -> _Opening:
         bounds = Bounds()
-        bounds.number("num_cached_tokens", message.num_cached_tokens, 0, MAX_TOKENS)
         bounds.number(
             "max_segment_bytes", message.max_segment_bytes, MIN_SEGMENT_BYTES, MAX_KV_FRAME_BYTES
         )
@@ -112,7 +109,6 @@ class KvTransferService:
         return _Opening(
             handoff_id=handoff_id_from_pb(message.handoff_id),
             fence=fence_from_pb(message.fence),
-            num_cached_tokens=message.num_cached_tokens,
             max_segment_bytes=message.max_segment_bytes,
         )
 

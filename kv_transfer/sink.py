@@ -35,7 +35,10 @@ class Sink:
     max_refetches: int = 3
     state: SinkState = SinkState.WAITING
     block_ids: tuple[int, ...] = ()
+    """The reservation, in token order: first those shared with the prefix cache."""
     num_tokens: int = 0
+    num_cached_blocks: int = 0
+    """Leading blocks that are shared, hold KV already and are never written."""
     num_refetches: int = 0
     num_commits: int = 0
     expected_digest: int | None = None
@@ -52,8 +55,7 @@ class Sink:
         if not self._advance(SinkEvent.ANNOUNCE):
             return False
         self.num_tokens = num_tokens
-        self._covered = [0] * self.layout.num_layers
-        self._claimed = [0] * self.layout.num_layers
+        self._cover_cached()
         return True
 
     @property
@@ -66,13 +68,32 @@ class Sink:
         """Announced, and no writer of an earlier attempt still touches the blocks."""
         return self.state in (SinkState.RESERVING, SinkState.RECEIVING) and not self._writes
 
-    def reserve(self, block_ids: Sequence[int]) -> int:
-        """Add INCOMING blocks to the reservation (perhaps none). Returns the credit in tokens."""
+    @property
+    def num_cached_tokens(self) -> int:
+        """Leading tokens whose KV is here already: the source is told not to send them."""
+        return min(self.num_tokens, self.num_cached_blocks * self.layout.block_size)
+
+    def reserve(self, block_ids: Sequence[int], cached: Sequence[int] = ()) -> int:
+        """Add INCOMING blocks to the reservation (perhaps none). Returns the credit in tokens.
+
+        `cached` come before them, with the first blocks only: they hold the KV of the first tokens
+        and are OWNED, by us as one more holder.
+        """
         if not self.can_reserve and self.state is SinkState.RESERVING:
             raise StaleFence(f"{self.handoff_id}: a writer of an earlier attempt has not ended")
+        if cached and self.block_ids:
+            raise ValueError(f"{self.handoff_id}: cached blocks come before all others")
         self._advance(SinkEvent.RESERVE)
-        self.block_ids += tuple(block_ids)
+        self.block_ids += (*cached, *block_ids)
+        if cached:
+            self.num_cached_blocks = len(cached)
+            self._cover_cached()
         return min(self.num_tokens, len(self.block_ids) * self.layout.block_size)
+
+    def _cover_cached(self) -> None:
+        bits = (1 << self.num_cached_tokens) - 1
+        self._covered = [bits] * self.layout.num_layers
+        self._claimed = [bits] * self.layout.num_layers
 
     def begin_write(self, attempt: Fence, piece: KvRange) -> Write | None:
         """Claim one segment's place for a scatter. None: late, repeated or out of bounds."""
@@ -128,7 +149,8 @@ class Sink:
             return False
         self._advance(SinkEvent.COMPLETE)
         self.num_commits += 1
-        self.blocks.move(self.block_ids, BlockState.INCOMING, BlockState.OWNED)
+        incoming = self.block_ids[self.num_cached_blocks :]
+        self.blocks.move(incoming, BlockState.INCOMING, BlockState.OWNED)
         return True
 
     def adopt(self, block_ids: Sequence[int], num_tokens: int) -> None:
@@ -136,7 +158,7 @@ class Sink:
         What an earlier attempt had reserved elsewhere is given back."""
         for event in (SinkEvent.ANNOUNCE, SinkEvent.RESERVE, SinkEvent.COMPLETE):
             self._advance(event)
-        self.blocks.release(self.hand_over(), BlockState.INCOMING)
+        self._release_reserved()
         self.block_ids, self.num_tokens = tuple(block_ids), num_tokens
         self.num_commits += 1
 
@@ -173,10 +195,17 @@ class Sink:
         return self._advance(SinkEvent.EXPIRE) and self._give_back()
 
     def _give_back(self) -> bool:
-        is_committed = bool(self.num_commits)
-        held_as = BlockState.OWNED if is_committed else BlockState.INCOMING
-        self.blocks.release(self.hand_over(), held_as)
+        if self.num_commits:
+            self.blocks.release(self.hand_over(), BlockState.OWNED)
+        else:
+            self._release_reserved()
         return True
+
+    def _release_reserved(self) -> None:
+        num_cached, self.num_cached_blocks = self.num_cached_blocks, 0
+        held = self.hand_over()
+        self.blocks.release(held[num_cached:], BlockState.INCOMING)
+        self.blocks.release(held[:num_cached], BlockState.OWNED)
 
     def _fits(self, piece: KvRange) -> bool:
         """Inside the model and inside the reservation; empty ranges are not."""

@@ -61,11 +61,12 @@ class Read:
 class Reader:
     """One Fetch stream's place in the KV: what was sent, and what credit allows."""
 
-    def __init__(self, fence: Fence, *, num_cached_tokens: int, max_segment_bytes: int) -> None:
+    def __init__(self, fence: Fence, *, max_segment_bytes: int) -> None:
         self.fence = fence
         self.credit_tokens = 0
+        self.num_cached_tokens = 0
+        """The reader has them already; known with its first credit, before anything is sent."""
         self.num_segments = 0
-        self._num_cached_tokens = num_cached_tokens
         self._max_segment_bytes = max_segment_bytes
         self._groups: list[range] = []
         self._sent: list[int] = []
@@ -76,7 +77,15 @@ class Reader:
         """Fix the layer groups, once the prefill has started."""
         target = min(target_bytes, self._max_segment_bytes)
         self._groups = layer_groups(layout, num_chunk_tokens=num_chunk_tokens, target_bytes=target)
-        self._sent = [self._num_cached_tokens] * len(self._groups)
+        self._sent = [self.num_cached_tokens] * len(self._groups)
+
+    def credit(self, num_tokens: int, num_cached_tokens: int) -> None:
+        """KV of the tokens from the one to the other may be sent. Cumulative; late and repeated
+        credits do no harm."""
+        if not self.credit_tokens:
+            self.num_cached_tokens = num_cached_tokens
+            self._sent = [num_cached_tokens] * len(self._groups)
+        self.credit_tokens = max(self.credit_tokens, num_tokens)
 
     def resend(self, index: int) -> None:
         """Queue an already sent segment again; unknown and already queued ones are dropped."""
@@ -201,10 +210,11 @@ class Source:
             if before is SourceState.AWAITED:
                 self._end(Outcome.ABORTED)
 
-    def credit(self, reader: Reader, num_tokens: int) -> None:
-        """Cumulative; late and repeated ones do no harm."""
+    def credit(self, reader: Reader, num_tokens: int, num_cached_tokens: int = 0) -> None:
+        """The reader has room for the first `num_tokens` tokens, and has the first
+        `num_cached_tokens` already. Late and repeated credits do no harm."""
         if reader is self.reader and self._advance(SourceEvent.CREDIT):
-            reader.credit_tokens = max(reader.credit_tokens, num_tokens)
+            reader.credit(num_tokens, num_cached_tokens)
 
     def refetch(self, reader: Reader, index: int) -> None:
         """A segment arrived damaged."""

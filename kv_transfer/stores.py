@@ -27,6 +27,9 @@ class KvStore(Protocol):
     """The KV tensors; both calls block, and run in copy threads."""
 
     def gather(self, layers: range, block_ids: Sequence[int], tokens: range) -> memoryview: ...
+    def gather_into(
+        self, layers: range, block_ids: Sequence[int], tokens: range, out: memoryview
+    ) -> None: ...
     def scatter(
         self, layers: range, block_ids: Sequence[int], tokens: range, payload: memoryview
     ) -> None: ...

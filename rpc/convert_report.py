@@ -86,6 +86,7 @@ def prefill_timing_from_pb(message: types_pb2.PrefillTiming) -> PrefillTiming:
     for name in ("queue_s", "compute_s"):
         seconds(bounds, f"timing.{name}", getattr(message, name), MAX_TIMEOUT_S)
     bounds.number("timing.num_hit_tokens", message.num_hit_tokens, 0, MAX_TOKENS)
+    bounds.number("timing.num_fetched_tokens", message.num_fetched_tokens, 0, MAX_TOKENS)
     bounds.settle()
     return PrefillTiming(**{name: getattr(message, name) for name in PrefillTiming.__slots__})
 

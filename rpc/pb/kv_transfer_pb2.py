@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rpc.pb import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61ton/v1/kv_transfer.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"\xa4\x01\n\tFetchOpen\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x18\n\x10protocol_version\x18\x04 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\r\x12\x19\n\x11max_segment_bytes\x18\x06 \x01(\r\"\x1c\n\x06\x43redit\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\"\x18\n\x07Refetch\x12\r\n\x05index\x18\x01 \x01(\r\"\x88\x01\n\x0c\x46\x65tchRequest\x12#\n\x04open\x18\x01 \x01(\x0b\x32\x13.baton.v1.FetchOpenH\x00\x12\"\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x10.baton.v1.CreditH\x00\x12$\n\x07refetch\x18\x03 \x01(\x0b\x32\x11.baton.v1.RefetchH\x00\x42\t\n\x07message\"\x8f\x01\n\x08\x41nnounce\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\x12\x12\n\nnum_layers\x18\x02 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x03 \x01(\r\x12\x10\n\x08head_dim\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0f\n\x07\x63\x61rrier\x18\x06 \x01(\t\x12\x13\n\x0blease_ttl_s\x18\x07 \x01(\x01\"\xba\x01\n\rSegmentHeader\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x13\n\x0blayer_start\x18\x03 \x01(\r\x12\x12\n\nnum_layers\x18\x04 \x01(\r\x12\x13\n\x0btoken_start\x18\x05 \x01(\r\x12\x12\n\nnum_tokens\x18\x06 \x01(\r\x12\x12\n\nhead_start\x18\x07 \x01(\r\x12\x11\n\tnum_heads\x18\x08 \x01(\r\x12\x10\n\x08\x63hecksum\x18\t \x01(\x06\"\xfa\x01\n\x08\x46\x65tchEnd\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x06\x12\x14\n\x0cnum_segments\x18\x02 \x01(\r\x12\x10\n\x08token_id\x18\x03 \x01(\r\x12\x10\n\x08position\x18\x04 \x01(\r\x12-\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x15\n\rsource_tail_s\x18\x06 \x01(\x01\x12\x15\n\rcredit_wait_s\x18\x07 \x01(\x01\x12\x1c\n\x14\x66irst_segment_lead_s\x18\x08 \x01(\x01\x12)\n\x08logprobs\x18\t \x01(\x0b\x32\x17.baton.v1.TokenLogprobs\"\xa2\x01\n\rFetchResponse\x12&\n\x08\x61nnounce\x18\x01 \x01(\x0b\x32\x12.baton.v1.AnnounceH\x00\x12*\n\x07segment\x18\x02 \x01(\x0b\x32\x17.baton.v1.SegmentHeaderH\x00\x12!\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x12.baton.v1.FetchEndH\x00\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\x42\t\n\x07message\"B\n\x0cRenewRequest\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\"!\n\nRenewReply\x12\x13\n\x0blease_ttl_s\x18\x01 \x01(\x01\"W\n\x0eReleaseRequest\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\x12\x11\n\tcommitted\x18\x03 \x01(\x08\"\x0e\n\x0cReleaseReply2\xbe\x01\n\nKvTransfer\x12<\n\x05\x46\x65tch\x12\x16.baton.v1.FetchRequest\x1a\x17.baton.v1.FetchResponse(\x01\x30\x01\x12\x35\n\x05Renew\x12\x16.baton.v1.RenewRequest\x1a\x14.baton.v1.RenewReply\x12;\n\x07Release\x12\x18.baton.v1.ReleaseRequest\x1a\x16.baton.v1.ReleaseReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61ton/v1/kv_transfer.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"\x9c\x02\n\tFetchOpen\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x18\n\x10protocol_version\x18\x04 \x01(\r\x12\x19\n\x11max_segment_bytes\x18\x06 \x01(\r\x12&\n\x06offers\x18\x07 \x03(\x0b\x32\x16.baton.v1.CarrierOffer\x12\x12\n\ncapability\x18\x08 \x01(\x0c\x12\x13\n\x0bwire_format\x18\t \x01(\t\x12&\n\x06prefix\x18\n \x01(\x0b\x32\x16.baton.v1.PrefixWanted\x12\x12\n\nfetcher_id\x18\x0b \x01(\tJ\x04\x08\x05\x10\x06\".\n\x0c\x43\x61rrierOffer\x12\x0f\n\x07\x63\x61rrier\x18\x01 \x01(\t\x12\r\n\x05place\x18\x02 \x01(\t\"E\n\x0cPrefixWanted\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\"7\n\x06\x43redit\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\"\x18\n\x07Refetch\x12\r\n\x05index\x18\x01 \x01(\r\"\x1f\n\x07\x45mptied\x12\x14\n\x0cnum_segments\x18\x01 \x01(\r\"\x1a\n\x08\x46\x61llback\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xd6\x01\n\x0c\x46\x65tchRequest\x12#\n\x04open\x18\x01 \x01(\x0b\x32\x13.baton.v1.FetchOpenH\x00\x12\"\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x10.baton.v1.CreditH\x00\x12$\n\x07refetch\x18\x03 \x01(\x0b\x32\x11.baton.v1.RefetchH\x00\x12$\n\x07\x65mptied\x18\x04 \x01(\x0b\x32\x11.baton.v1.EmptiedH\x00\x12&\n\x08\x66\x61llback\x18\x05 \x01(\x0b\x32\x12.baton.v1.FallbackH\x00\x42\t\n\x07message\"\xa5\x02\n\x08\x41nnounce\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\x12\x12\n\nnum_layers\x18\x02 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x03 \x01(\r\x12\x10\n\x08head_dim\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0f\n\x07\x63\x61rrier\x18\x06 \x01(\t\x12\x13\n\x0blease_ttl_s\x18\x07 \x01(\x01\x12\x13\n\x0bwire_format\x18\x08 \x01(\t\x12%\n\x03shm\x18\t \x01(\x0b\x32\x16.baton.v1.SharedMemoryH\x00\x12)\n\npair_group\x18\n \x01(\x0b\x32\x13.baton.v1.PairGroupH\x00\x12$\n\x04\x63uda\x18\x0b \x01(\x0b\x32\x14.baton.v1.CudaMemoryH\x00\x42\x07\n\x05where\">\n\x0cSharedMemory\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\r\n\x05nonce\x18\x03 \x01(\x06\"4\n\tPairGroup\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x15\n\rstore_address\x18\x02 \x01(\t\"?\n\nCudaMemory\x12\x0e\n\x06handle\x18\x01 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"\xf1\x01\n\rSegmentHeader\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x13\n\x0blayer_start\x18\x03 \x01(\r\x12\x12\n\nnum_layers\x18\x04 \x01(\r\x12\x13\n\x0btoken_start\x18\x05 \x01(\r\x12\x12\n\nnum_tokens\x18\x06 \x01(\r\x12\x12\n\nhead_start\x18\x07 \x01(\r\x12\x11\n\tnum_heads\x18\x08 \x01(\r\x12\x10\n\x08\x63hecksum\x18\t \x01(\x06\x12\x11\n\tnum_bytes\x18\n \x01(\r\x12\x0e\n\x06offset\x18\x0b \x01(\x04\x12\x12\n\ngeneration\x18\x0c \x01(\x04\"\xfa\x01\n\x08\x46\x65tchEnd\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x06\x12\x14\n\x0cnum_segments\x18\x02 \x01(\r\x12\x10\n\x08token_id\x18\x03 \x01(\r\x12\x10\n\x08position\x18\x04 \x01(\r\x12-\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x15\n\rsource_tail_s\x18\x06 \x01(\x01\x12\x15\n\rcredit_wait_s\x18\x07 \x01(\x01\x12\x1c\n\x14\x66irst_segment_lead_s\x18\x08 \x01(\x01\x12)\n\x08logprobs\x18\t \x01(\x0b\x32\x17.baton.v1.TokenLogprobs\"\xa2\x01\n\rFetchResponse\x12&\n\x08\x61nnounce\x18\x01 \x01(\x0b\x32\x12.baton.v1.AnnounceH\x00\x12*\n\x07segment\x18\x02 \x01(\x0b\x32\x17.baton.v1.SegmentHeaderH\x00\x12!\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x12.baton.v1.FetchEndH\x00\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\x42\t\n\x07message\"B\n\x0cRenewRequest\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\"!\n\nRenewReply\x12\x13\n\x0blease_ttl_s\x18\x01 \x01(\x01\"W\n\x0eReleaseRequest\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\x12\x11\n\tcommitted\x18\x03 \x01(\x08\"\x0e\n\x0cReleaseReply2\xbe\x01\n\nKvTransfer\x12<\n\x05\x46\x65tch\x12\x16.baton.v1.FetchRequest\x1a\x17.baton.v1.FetchResponse(\x01\x30\x01\x12\x35\n\x05Renew\x12\x16.baton.v1.RenewRequest\x1a\x14.baton.v1.RenewReply\x12;\n\x07Release\x12\x18.baton.v1.ReleaseRequest\x1a\x16.baton.v1.ReleaseReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,29 +33,43 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rpc.pb.kv_transfer_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FETCHOPEN']._serialized_start=63
-  _globals['_FETCHOPEN']._serialized_end=227
-  _globals['_CREDIT']._serialized_start=229
-  _globals['_CREDIT']._serialized_end=257
-  _globals['_REFETCH']._serialized_start=259
-  _globals['_REFETCH']._serialized_end=283
-  _globals['_FETCHREQUEST']._serialized_start=286
-  _globals['_FETCHREQUEST']._serialized_end=422
-  _globals['_ANNOUNCE']._serialized_start=425
-  _globals['_ANNOUNCE']._serialized_end=568
-  _globals['_SEGMENTHEADER']._serialized_start=571
-  _globals['_SEGMENTHEADER']._serialized_end=757
-  _globals['_FETCHEND']._serialized_start=760
-  _globals['_FETCHEND']._serialized_end=1010
-  _globals['_FETCHRESPONSE']._serialized_start=1013
-  _globals['_FETCHRESPONSE']._serialized_end=1175
-  _globals['_RENEWREQUEST']._serialized_start=1177
-  _globals['_RENEWREQUEST']._serialized_end=1243
-  _globals['_RENEWREPLY']._serialized_start=1245
-  _globals['_RENEWREPLY']._serialized_end=1278
-  _globals['_RELEASEREQUEST']._serialized_start=1280
-  _globals['_RELEASEREQUEST']._serialized_end=1367
-  _globals['_RELEASEREPLY']._serialized_start=1369
-  _globals['_RELEASEREPLY']._serialized_end=1383
-  _globals['_KVTRANSFER']._serialized_start=1386
-  _globals['_KVTRANSFER']._serialized_end=1576
+  _globals['_FETCHOPEN']._serialized_end=347
+  _globals['_CARRIEROFFER']._serialized_start=349
+  _globals['_CARRIEROFFER']._serialized_end=395
+  _globals['_PREFIXWANTED']._serialized_start=397
+  _globals['_PREFIXWANTED']._serialized_end=466
+  _globals['_CREDIT']._serialized_start=468
+  _globals['_CREDIT']._serialized_end=523
+  _globals['_REFETCH']._serialized_start=525
+  _globals['_REFETCH']._serialized_end=549
+  _globals['_EMPTIED']._serialized_start=551
+  _globals['_EMPTIED']._serialized_end=582
+  _globals['_FALLBACK']._serialized_start=584
+  _globals['_FALLBACK']._serialized_end=610
+  _globals['_FETCHREQUEST']._serialized_start=613
+  _globals['_FETCHREQUEST']._serialized_end=827
+  _globals['_ANNOUNCE']._serialized_start=830
+  _globals['_ANNOUNCE']._serialized_end=1123
+  _globals['_SHAREDMEMORY']._serialized_start=1125
+  _globals['_SHAREDMEMORY']._serialized_end=1187
+  _globals['_PAIRGROUP']._serialized_start=1189
+  _globals['_PAIRGROUP']._serialized_end=1241
+  _globals['_CUDAMEMORY']._serialized_start=1243
+  _globals['_CUDAMEMORY']._serialized_end=1306
+  _globals['_SEGMENTHEADER']._serialized_start=1309
+  _globals['_SEGMENTHEADER']._serialized_end=1550
+  _globals['_FETCHEND']._serialized_start=1553
+  _globals['_FETCHEND']._serialized_end=1803
+  _globals['_FETCHRESPONSE']._serialized_start=1806
+  _globals['_FETCHRESPONSE']._serialized_end=1968
+  _globals['_RENEWREQUEST']._serialized_start=1970
+  _globals['_RENEWREQUEST']._serialized_end=2036
+  _globals['_RENEWREPLY']._serialized_start=2038
+  _globals['_RENEWREPLY']._serialized_end=2071
+  _globals['_RELEASEREQUEST']._serialized_start=2073
+  _globals['_RELEASEREQUEST']._serialized_end=2160
+  _globals['_RELEASEREPLY']._serialized_start=2162
+  _globals['_RELEASEREPLY']._serialized_end=2176
+  _globals['_KVTRANSFER']._serialized_start=2179
+  _globals['_KVTRANSFER']._serialized_end=2369
 # @@protoc_insertion_point(module_scope)

@@ -4,8 +4,10 @@ isort:skip_file
 How KV moves from the instance that computed it to the one that decodes with it."""
 
 from rpc.pb import types_pb2 as _types_pb2
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -27,21 +29,37 @@ class FetchOpen(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
-    NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_SEGMENT_BYTES_FIELD_NUMBER: _builtins.int
+    OFFERS_FIELD_NUMBER: _builtins.int
+    CAPABILITY_FIELD_NUMBER: _builtins.int
+    WIRE_FORMAT_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    FETCHER_ID_FIELD_NUMBER: _builtins.int
     handoff_id: _builtins.str
     """Which handoff."""
     fingerprint: _builtins.str
     """Must equal the source's."""
     protocol_version: _builtins.int
     """Must equal the source's."""
-    num_cached_tokens: _builtins.int
-    """Leading tokens that the fetching side has already; not sent."""
     max_segment_bytes: _builtins.int
     """Payload of one segment at most; 4 KiB to 4 MiB."""
+    capability: _builtins.bytes
+    """The router's leave to read this handoff; 16 to 256 bytes."""
+    wire_format: _builtins.str
+    """How KV is written on the wire: "stored" is exact, "int8" is not; the source may refuse."""
+    fetcher_id: _builtins.str
+    """Instance id of the fetching side."""
     @_builtins.property
     def fence(self) -> _types_pb2.Fence:
         """Attempt of the fetching side; a higher one takes the place of a lower one."""
+
+    @_builtins.property
+    def offers(self) -> _containers.RepeatedCompositeFieldContainer[Global___CarrierOffer]:
+        """What this side can receive by besides inline bytes, the best first; at most 8."""
+
+    @_builtins.property
+    def prefix(self) -> Global___PrefixWanted:
+        """Set when no handoff is asked for but KV that is cached there."""
 
     def __init__(
         self,
@@ -50,16 +68,78 @@ class FetchOpen(_message.Message):
         fence: _types_pb2.Fence | None = ...,
         fingerprint: _builtins.str = ...,
         protocol_version: _builtins.int = ...,
-        num_cached_tokens: _builtins.int = ...,
         max_segment_bytes: _builtins.int = ...,
+        offers: _abc.Iterable[Global___CarrierOffer] | None = ...,
+        capability: _builtins.bytes = ...,
+        wire_format: _builtins.str = ...,
+        prefix: Global___PrefixWanted | None = ...,
+        fetcher_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "prefix", b"prefix"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "fingerprint", b"fingerprint", "handoff_id", b"handoff_id", "max_segment_bytes", b"max_segment_bytes", "num_cached_tokens", b"num_cached_tokens", "protocol_version", b"protocol_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "fence", b"fence", "fetcher_id", b"fetcher_id", "fingerprint", b"fingerprint", "handoff_id", b"handoff_id", "max_segment_bytes", b"max_segment_bytes", "offers", b"offers", "prefix", b"prefix", "protocol_version", b"protocol_version", "wire_format", b"wire_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FetchOpen: _TypeAlias = FetchOpen  # noqa: Y015
+
+@_typing.final
+class CarrierOffer(_message.Message):
+    """A way to receive payloads, and where that is possible."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CARRIER_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    carrier: _builtins.str
+    """"shm", "torchdist" or "cuda_ipc"."""
+    place: _builtins.str
+    """Host, or device, that both ends must share; empty when they need not."""
+    def __init__(
+        self,
+        *,
+        carrier: _builtins.str = ...,
+        place: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CarrierOffer: _TypeAlias = CarrierOffer  # noqa: Y015
+
+@_typing.final
+class PrefixWanted(_message.Message):
+    """Asks for the longest cached beginning of a prompt; answered by an Announce of its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Whose cache."""
+    max_tokens: _builtins.int
+    """Last token that is of use, exclusive; at most the number of token_ids."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The prompt; the source makes the names of its blocks itself."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        tenant: _builtins.str = ...,
+        max_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "tenant", b"tenant", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixWanted: _TypeAlias = PrefixWanted  # noqa: Y015
 
 @_typing.final
 class Credit(_message.Message):
@@ -68,16 +148,22 @@ class Credit(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     num_tokens: _builtins.int
     """KV of the first so many tokens may be sent: what the reserved blocks can hold."""
+    num_cached_tokens: _builtins.int
+    """In the first credit: leading tokens that the fetching side has already; not sent. At most
+    num_tokens.
+    """
     def __init__(
         self,
         *,
         num_tokens: _builtins.int = ...,
+        num_cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_tokens", b"num_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_cached_tokens", b"num_cached_tokens", "num_tokens", b"num_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -106,6 +192,50 @@ class Refetch(_message.Message):
 Global___Refetch: _TypeAlias = Refetch  # noqa: Y015
 
 @_typing.final
+class Emptied(_message.Message):
+    """So many segments have left the carrier's memory, which may be filled again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_SEGMENTS_FIELD_NUMBER: _builtins.int
+    num_segments: _builtins.int
+    """Cumulative, in order of arrival, from 1."""
+    def __init__(
+        self,
+        *,
+        num_segments: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_segments", b"num_segments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Emptied: _TypeAlias = Emptied  # noqa: Y015
+
+@_typing.final
+class Fallback(_message.Message):
+    """The announced carrier cannot be used here: send payloads inline. Before any credit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, for the log; at most 256 characters are kept."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fallback: _TypeAlias = Fallback  # noqa: Y015
+
+@_typing.final
 class FetchRequest(_message.Message):
     """From decode."""
 
@@ -114,6 +244,8 @@ class FetchRequest(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
     REFETCH_FIELD_NUMBER: _builtins.int
+    EMPTIED_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___FetchOpen:
         """Opens the stream."""
@@ -126,18 +258,28 @@ class FetchRequest(_message.Message):
     def refetch(self) -> Global___Refetch:
         """Send again."""
 
+    @_builtins.property
+    def emptied(self) -> Global___Emptied:
+        """Payload memory is free again; only of carriers that have some."""
+
+    @_builtins.property
+    def fallback(self) -> Global___Fallback:
+        """The carrier cannot be used."""
+
     def __init__(
         self,
         *,
         open: Global___FetchOpen | None = ...,
         credit: Global___Credit | None = ...,
         refetch: Global___Refetch | None = ...,
+        emptied: Global___Emptied | None = ...,
+        fallback: Global___Fallback | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "message", b"message", "open", b"open", "refetch", b"refetch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "emptied", b"emptied", "fallback", b"fallback", "message", b"message", "open", b"open", "refetch", b"refetch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "message", b"message", "open", b"open", "refetch", b"refetch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "emptied", b"emptied", "fallback", b"fallback", "message", b"message", "open", b"open", "refetch", b"refetch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "credit", "refetch"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "credit", "refetch", "emptied", "fallback"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -156,6 +298,10 @@ class Announce(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     CARRIER_FIELD_NUMBER: _builtins.int
     LEASE_TTL_S_FIELD_NUMBER: _builtins.int
+    WIRE_FORMAT_FIELD_NUMBER: _builtins.int
+    SHM_FIELD_NUMBER: _builtins.int
+    PAIR_GROUP_FIELD_NUMBER: _builtins.int
+    CUDA_FIELD_NUMBER: _builtins.int
     num_tokens: _builtins.int
     """Tokens whose KV will be sent, cached ones included; from 1."""
     num_layers: _builtins.int
@@ -170,6 +316,20 @@ class Announce(_message.Message):
     """What carries the payload: "grpc" is inline."""
     lease_ttl_s: _builtins.float
     """Lease time; the fetching side renews at a third of it; seconds."""
+    wire_format: _builtins.str
+    """How KV is written on the wire."""
+    @_builtins.property
+    def shm(self) -> Global___SharedMemory:
+        """Of "shm"."""
+
+    @_builtins.property
+    def pair_group(self) -> Global___PairGroup:
+        """Of "torchdist"."""
+
+    @_builtins.property
+    def cuda(self) -> Global___CudaMemory:
+        """Of "cuda_ipc"."""
+
     def __init__(
         self,
         *,
@@ -180,14 +340,106 @@ class Announce(_message.Message):
         dtype: _builtins.str = ...,
         carrier: _builtins.str = ...,
         lease_ttl_s: _builtins.float = ...,
+        wire_format: _builtins.str = ...,
+        shm: Global___SharedMemory | None = ...,
+        pair_group: Global___PairGroup | None = ...,
+        cuda: Global___CudaMemory | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cuda", b"cuda", "pair_group", b"pair_group", "shm", b"shm", "where", b"where"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "cuda", b"cuda", "dtype", b"dtype", "head_dim", b"head_dim", "lease_ttl_s", b"lease_ttl_s", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "num_tokens", b"num_tokens", "pair_group", b"pair_group", "shm", b"shm", "where", b"where", "wire_format", b"wire_format"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_where: _TypeAlias = _typing.Literal["shm", "pair_group", "cuda"]  # noqa: Y015
+    _WhichOneofArgType_where: _TypeAlias = _typing.Literal["where", b"where"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_where) -> _WhichOneofReturnType_where | None: ...
+
+Global___Announce: _TypeAlias = Announce  # noqa: Y015
+
+@_typing.final
+class SharedMemory(_message.Message):
+    """Memory of the source that processes of its host can map."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """What to open."""
+    num_bytes: _builtins.int
+    """All of it."""
+    nonce: _builtins.int
+    """Its first 8 bytes: proof that it is the right memory."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        num_bytes: _builtins.int = ...,
+        nonce: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "dtype", b"dtype", "head_dim", b"head_dim", "lease_ttl_s", b"lease_ttl_s", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "num_tokens", b"num_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "num_bytes", b"num_bytes", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Announce: _TypeAlias = Announce  # noqa: Y015
+Global___SharedMemory: _TypeAlias = SharedMemory  # noqa: Y015
+
+@_typing.final
+class PairGroup(_message.Message):
+    """A torch.distributed group of the source (rank 0) and the fetching side (rank 1)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    STORE_ADDRESS_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.str
+    """Names it among the groups of this pair."""
+    store_address: _builtins.str
+    """host:port of the store where both meet."""
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.str = ...,
+        store_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "store_address", b"store_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PairGroup: _TypeAlias = PairGroup  # noqa: Y015
+
+@_typing.final
+class CudaMemory(_message.Message):
+    """Device memory of the source that processes of its host can map."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    handle: _builtins.bytes
+    """CUDA's handle."""
+    num_bytes: _builtins.int
+    """All of it."""
+    device: _builtins.str
+    """UUID of the device."""
+    def __init__(
+        self,
+        *,
+        handle: _builtins.bytes = ...,
+        num_bytes: _builtins.int = ...,
+        device: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "handle", b"handle", "num_bytes", b"num_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CudaMemory: _TypeAlias = CudaMemory  # noqa: Y015
 
 @_typing.final
 class SegmentHeader(_message.Message):
@@ -204,6 +456,9 @@ class SegmentHeader(_message.Message):
     HEAD_START_FIELD_NUMBER: _builtins.int
     NUM_HEADS_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Counts segments of this stream; from 0."""
     attempt: _builtins.int
@@ -221,7 +476,13 @@ class SegmentHeader(_message.Message):
     num_heads: _builtins.int
     """From 1."""
     checksum: _builtins.int
-    """xxh3-64 of the payload."""
+    """Sum modulo 2^64 of the hashes keyed by (layer, K or V, head, token) of the payload."""
+    num_bytes: _builtins.int
+    """Bytes of the payload, wherever it is."""
+    offset: _builtins.int
+    """Where in the carrier's memory it begins; carriers with memory only."""
+    generation: _builtins.int
+    """How often that memory was filled; carriers with memory only."""
     def __init__(
         self,
         *,
@@ -234,10 +495,13 @@ class SegmentHeader(_message.Message):
         head_start: _builtins.int = ...,
         num_heads: _builtins.int = ...,
         checksum: _builtins.int = ...,
+        num_bytes: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checksum", b"checksum", "head_start", b"head_start", "index", b"index", "layer_start", b"layer_start", "num_heads", b"num_heads", "num_layers", b"num_layers", "num_tokens", b"num_tokens", "token_start", b"token_start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checksum", b"checksum", "generation", b"generation", "head_start", b"head_start", "index", b"index", "layer_start", b"layer_start", "num_bytes", b"num_bytes", "num_heads", b"num_heads", "num_layers", b"num_layers", "num_tokens", b"num_tokens", "offset", b"offset", "token_start", b"token_start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -259,7 +523,7 @@ class FetchEnd(_message.Message):
     FIRST_SEGMENT_LEAD_S_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     digest: _builtins.int
-    """Sum modulo 2^64 of the hashes keyed by (layer, K or V, head, token); any layout computes it."""
+    """Sum modulo 2^64 of all segments' checksums; any layout and any cut gives the same."""
     num_segments: _builtins.int
     """Segments sent, refetched ones not counted again."""
     token_id: _builtins.int

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class KvTransferStub:
-    """Served by every rank of every instance.
+    """Served by every instance for all its ranks, whose KV its leader has mapped.
     """
 
     def __init__(self, channel):
@@ -53,7 +53,7 @@ class KvTransferStub:
 
 
 class KvTransferServicer:
-    """Served by every rank of every instance.
+    """Served by every instance for all its ranks, whose KV its leader has mapped.
     """
 
     def Fetch(self, request_iterator, context):
@@ -105,7 +105,7 @@ def add_KvTransferServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class KvTransfer:
-    """Served by every rank of every instance.
+    """Served by every instance for all its ranks, whose KV its leader has mapped.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class KvTransferStub:
-    """Served by every rank of every instance."""
+    """Served by every instance for all its ranks, whose KV its leader has mapped."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,7 +44,7 @@ class KvTransferStub:
 
 @_typing.type_check_only
 class KvTransferAsyncStub(KvTransferStub):
-    """Served by every rank of every instance."""
+    """Served by every instance for all its ranks, whose KV its leader has mapped."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Fetch: _aio.StreamStreamMultiCallable[_kv_transfer_pb2.FetchRequest, _kv_transfer_pb2.FetchResponse]  # type: ignore[assignment]
@@ -57,7 +57,7 @@ class KvTransferAsyncStub(KvTransferStub):
     """Ends a lease. Idempotent; unknown handoffs are remembered for one lease time."""
 
 class KvTransferServicer(metaclass=_abc_1.ABCMeta):
-    """Served by every rank of every instance."""
+    """Served by every instance for all its ranks, whose KV its leader has mapped."""
 
     @_abc_1.abstractmethod
     def Fetch(

@@ -438,22 +438,26 @@ class PrefillTiming(_message.Message):
     QUEUE_S_FIELD_NUMBER: _builtins.int
     COMPUTE_S_FIELD_NUMBER: _builtins.int
     NUM_HIT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_FETCHED_TOKENS_FIELD_NUMBER: _builtins.int
     queue_s: _builtins.float
     """From the Prefill call's arrival to its first step; seconds."""
     compute_s: _builtins.float
     """From the first step's start to the first token sampled; seconds."""
     num_hit_tokens: _builtins.int
     """Prompt tokens whose KV was in the prefix cache and was not computed."""
+    num_fetched_tokens: _builtins.int
+    """Prompt tokens whose KV was fetched from where it was cached; not among the hits."""
     def __init__(
         self,
         *,
         queue_s: _builtins.float = ...,
         compute_s: _builtins.float = ...,
         num_hit_tokens: _builtins.int = ...,
+        num_fetched_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_s", b"compute_s", "num_hit_tokens", b"num_hit_tokens", "queue_s", b"queue_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_s", b"compute_s", "num_fetched_tokens", b"num_fetched_tokens", "num_hit_tokens", b"num_hit_tokens", "queue_s", b"queue_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,6 +479,10 @@ class HandoffTiming(_message.Message):
     CARRIER_FIELD_NUMBER: _builtins.int
     FIRST_SEGMENT_LEAD_S_FIELD_NUMBER: _builtins.int
     NUM_KV_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_REUSED_TOKENS_FIELD_NUMBER: _builtins.int
+    RESERVE_S_FIELD_NUMBER: _builtins.int
+    FIRST_BYTE_S_FIELD_NUMBER: _builtins.int
+    STREAMING_S_FIELD_NUMBER: _builtins.int
     source_tail_s: _builtins.float
     """Prefill's clock: first token sampled to last segment sent, less the credit wait."""
     credit_wait_s: _builtins.float
@@ -495,6 +503,14 @@ class HandoffTiming(_message.Message):
     """Prefill's clock: how long before the first token was sampled the first segment left; 0 if after."""
     num_kv_tokens: _builtins.int
     """Tokens whose KV was handed over."""
+    num_reused_tokens: _builtins.int
+    """Of them, those that decode had cached: not sent."""
+    reserve_s: _builtins.float
+    """Decode's clock: the prefill's start announced to all credit granted."""
+    first_byte_s: _builtins.float
+    """Decode's clock: first credit granted to the first byte of payload here."""
+    streaming_s: _builtins.float
+    """Decode's clock: first byte of payload to the last one here."""
     def __init__(
         self,
         *,
@@ -508,10 +524,14 @@ class HandoffTiming(_message.Message):
         carrier: _builtins.str = ...,
         first_segment_lead_s: _builtins.float = ...,
         num_kv_tokens: _builtins.int = ...,
+        num_reused_tokens: _builtins.int = ...,
+        reserve_s: _builtins.float = ...,
+        first_byte_s: _builtins.float = ...,
+        streaming_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "credit_wait_s", b"credit_wait_s", "decode_queue_s", b"decode_queue_s", "first_segment_lead_s", b"first_segment_lead_s", "first_step_s", b"first_step_s", "num_kv_bytes", b"num_kv_bytes", "num_kv_tokens", b"num_kv_tokens", "num_segments", b"num_segments", "sink_tail_s", b"sink_tail_s", "source_tail_s", b"source_tail_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "credit_wait_s", b"credit_wait_s", "decode_queue_s", b"decode_queue_s", "first_byte_s", b"first_byte_s", "first_segment_lead_s", b"first_segment_lead_s", "first_step_s", b"first_step_s", "num_kv_bytes", b"num_kv_bytes", "num_kv_tokens", b"num_kv_tokens", "num_reused_tokens", b"num_reused_tokens", "num_segments", b"num_segments", "reserve_s", b"reserve_s", "sink_tail_s", b"sink_tail_s", "source_tail_s", b"source_tail_s", "streaming_s", b"streaming_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,55 +25,55 @@ _sym_db = _symbol_database.Default()
 from rpc.pb import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/workers.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"\xb7\x02\n\x0bWorkRequest\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\x12\x11\n\trouter_id\x18\x03 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\r\x12\x18\n\x10output_token_ids\x18\x05 \x03(\r\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\"\n\x04stop\x18\x07 \x01(\x0b\x32\x14.baton.v1.StopParams\x12\x13\n\x0b\x63hild_index\x18\x08 \x01(\r\x12\x11\n\ttimeout_s\x18\t \x01(\x01\x12\x13\n\x0b\x66ingerprint\x18\n \x01(\t\x12\x0e\n\x06tenant\x18\x0b \x01(\t\x12\x10\n\x08priority\x18\x0c \x01(\x11\"O\n\x0ePrefillRequest\x12#\n\x04work\x18\x01 \x01(\x0b\x32\x15.baton.v1.WorkRequest\x12\x18\n\x10only_first_token\x18\x02 \x01(\x08\"!\n\x0ePrefillStarted\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\"\xb5\x01\n\x0cPrefillToken\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12-\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\'\n\x06timing\x18\x04 \x01(\x0b\x32\x17.baton.v1.PrefillTiming\x12)\n\x08logprobs\x18\x05 \x01(\x0b\x32\x17.baton.v1.TokenLogprobs\"5\n\nLeaseEnded\x12\'\n\x07outcome\x18\x01 \x01(\x0e\x32\x16.baton.v1.LeaseOutcome\"\x94\x01\n\x0cPrefillEvent\x12+\n\x07started\x18\x01 \x01(\x0b\x32\x18.baton.v1.PrefillStartedH\x00\x12\'\n\x05token\x18\x02 \x01(\x0b\x32\x16.baton.v1.PrefillTokenH\x00\x12%\n\x05\x65nded\x18\x03 \x01(\x0b\x32\x14.baton.v1.LeaseEndedH\x00\x42\x07\n\x05\x65vent\"2\n\x08KvSource\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\"X\n\rDecodeRequest\x12#\n\x04work\x18\x01 \x01(\x0b\x32\x15.baton.v1.WorkRequest\x12\"\n\x06source\x18\x02 \x01(\x0b\x32\x12.baton.v1.KvSource\"\r\n\x0b\x44\x65\x63odeReply\"\x83\x01\n\x0fRetargetRequest\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\x12\"\n\x06source\x18\x03 \x01(\x0b\x32\x12.baton.v1.KvSource\x12\x18\n\x10output_token_ids\x18\x04 \x03(\r\"\x0f\n\rRetargetReply\"A\n\x0bStopRequest\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\"\x0b\n\tStopReply\">\n\x03\x41\x63k\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x15\n\rnext_position\x18\x02 \x01(\r\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\"u\n\x10SubscribeRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x1b\n\x04\x61\x63ks\x18\x03 \x03(\x0b\x32\r.baton.v1.Ack\x12\x17\n\x0fwants_kv_events\x18\x04 \x01(\x08\"\xd3\x02\n\x06Output\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\x12\x16\n\x0e\x66irst_position\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x11\n\tcommitted\x18\x05 \x01(\x08\x12\'\n\x07kv_lost\x18\x06 \x01(\x0e\x32\x16.baton.v1.KvLostReason\x12-\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\'\n\x06timing\x18\x08 \x01(\x0b\x32\x17.baton.v1.HandoffTiming\x12\x14\n\x0c\x65rror_status\x18\t \x01(\t\x12\x15\n\rerror_message\x18\n \x01(\t\x12)\n\x08logprobs\x18\x0b \x03(\x0b\x32\x17.baton.v1.TokenLogprobs\"@\n\x08KvEvents\x12\x13\n\x0bis_snapshot\x18\x01 \x01(\x08\x12\x0e\n\x06stored\x18\x02 \x03(\x06\x12\x0f\n\x07removed\x18\x03 \x03(\x06\"z\n\nTokenFrame\x12!\n\x07outputs\x18\x01 \x03(\x0b\x32\x10.baton.v1.Output\x12\"\n\x04load\x18\x02 \x01(\x0b\x32\x14.baton.v1.LoadReport\x12%\n\tkv_events\x18\x03 \x01(\x0b\x32\x12.baton.v1.KvEvents*\x9e\x01\n\x0cLeaseOutcome\x12\x1d\n\x19LEASE_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17LEASE_OUTCOME_COMMITTED\x10\x01\x12\x19\n\x15LEASE_OUTCOME_ABORTED\x10\x02\x12\x19\n\x15LEASE_OUTCOME_EXPIRED\x10\x03\x12\x1c\n\x18LEASE_OUTCOME_SUPERSEDED\x10\x04*\x99\x01\n\x0cKvLostReason\x12\x1e\n\x1aKV_LOST_REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13KV_LOST_REASON_PEER\x10\x01\x12\x1a\n\x16KV_LOST_REASON_STALLED\x10\x02\x12\x18\n\x14KV_LOST_REASON_LEASE\x10\x03\x12\x1a\n\x16KV_LOST_REASON_CORRUPT\x10\x04\x32N\n\rPrefillWorker\x12=\n\x07Prefill\x12\x18.baton.v1.PrefillRequest\x1a\x16.baton.v1.PrefillEvent0\x01\x32\xff\x01\n\x0c\x44\x65\x63odeWorker\x12\x38\n\x06\x44\x65\x63ode\x12\x17.baton.v1.DecodeRequest\x1a\x15.baton.v1.DecodeReply\x12>\n\x08Retarget\x12\x19.baton.v1.RetargetRequest\x1a\x17.baton.v1.RetargetReply\x12\x32\n\x04Stop\x12\x15.baton.v1.StopRequest\x1a\x13.baton.v1.StopReply\x12\x41\n\tSubscribe\x12\x1a.baton.v1.SubscribeRequest\x1a\x14.baton.v1.TokenFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/workers.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"\xb7\x02\n\x0bWorkRequest\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\x12\x11\n\trouter_id\x18\x03 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\r\x12\x18\n\x10output_token_ids\x18\x05 \x03(\r\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\"\n\x04stop\x18\x07 \x01(\x0b\x32\x14.baton.v1.StopParams\x12\x13\n\x0b\x63hild_index\x18\x08 \x01(\r\x12\x11\n\ttimeout_s\x18\t \x01(\x01\x12\x13\n\x0b\x66ingerprint\x18\n \x01(\t\x12\x0e\n\x06tenant\x18\x0b \x01(\t\x12\x10\n\x08priority\x18\x0c \x01(\x11\"\x91\x01\n\x0ePrefillRequest\x12#\n\x04work\x18\x01 \x01(\x0b\x32\x15.baton.v1.WorkRequest\x12\x18\n\x10only_first_token\x18\x02 \x01(\x08\x12%\n\tcached_at\x18\x03 \x01(\x0b\x32\x12.baton.v1.KvSource\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\r\"!\n\x0ePrefillStarted\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\"\xb5\x01\n\x0cPrefillToken\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12-\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\'\n\x06timing\x18\x04 \x01(\x0b\x32\x17.baton.v1.PrefillTiming\x12)\n\x08logprobs\x18\x05 \x01(\x0b\x32\x17.baton.v1.TokenLogprobs\"5\n\nLeaseEnded\x12\'\n\x07outcome\x18\x01 \x01(\x0e\x32\x16.baton.v1.LeaseOutcome\"\x94\x01\n\x0cPrefillEvent\x12+\n\x07started\x18\x01 \x01(\x0b\x32\x18.baton.v1.PrefillStartedH\x00\x12\'\n\x05token\x18\x02 \x01(\x0b\x32\x16.baton.v1.PrefillTokenH\x00\x12%\n\x05\x65nded\x18\x03 \x01(\x0b\x32\x14.baton.v1.LeaseEndedH\x00\x42\x07\n\x05\x65vent\"F\n\x08KvSource\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\x12\x12\n\ncapability\x18\x03 \x01(\x0c\"X\n\rDecodeRequest\x12#\n\x04work\x18\x01 \x01(\x0b\x32\x15.baton.v1.WorkRequest\x12\"\n\x06source\x18\x02 \x01(\x0b\x32\x12.baton.v1.KvSource\"\r\n\x0b\x44\x65\x63odeReply\"\x83\x01\n\x0fRetargetRequest\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\x12\"\n\x06source\x18\x03 \x01(\x0b\x32\x12.baton.v1.KvSource\x12\x18\n\x10output_token_ids\x18\x04 \x03(\r\"\x0f\n\rRetargetReply\"A\n\x0bStopRequest\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\"\x0b\n\tStopReply\">\n\x03\x41\x63k\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x15\n\rnext_position\x18\x02 \x01(\r\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\"u\n\x10SubscribeRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x1b\n\x04\x61\x63ks\x18\x03 \x03(\x0b\x32\r.baton.v1.Ack\x12\x17\n\x0fwants_kv_events\x18\x04 \x01(\x08\"\xd3\x02\n\x06Output\x12\x12\n\nhandoff_id\x18\x01 \x01(\t\x12\x1e\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Fence\x12\x16\n\x0e\x66irst_position\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x11\n\tcommitted\x18\x05 \x01(\x08\x12\'\n\x07kv_lost\x18\x06 \x01(\x0e\x32\x16.baton.v1.KvLostReason\x12-\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\'\n\x06timing\x18\x08 \x01(\x0b\x32\x17.baton.v1.HandoffTiming\x12\x14\n\x0c\x65rror_status\x18\t \x01(\t\x12\x15\n\rerror_message\x18\n \x01(\t\x12)\n\x08logprobs\x18\x0b \x03(\x0b\x32\x17.baton.v1.TokenLogprobs\"@\n\x08KvEvents\x12\x13\n\x0bis_snapshot\x18\x01 \x01(\x08\x12\x0e\n\x06stored\x18\x02 \x03(\x06\x12\x0f\n\x07removed\x18\x03 \x03(\x06\"z\n\nTokenFrame\x12!\n\x07outputs\x18\x01 \x03(\x0b\x32\x10.baton.v1.Output\x12\"\n\x04load\x18\x02 \x01(\x0b\x32\x14.baton.v1.LoadReport\x12%\n\tkv_events\x18\x03 \x01(\x0b\x32\x12.baton.v1.KvEvents*\x9e\x01\n\x0cLeaseOutcome\x12\x1d\n\x19LEASE_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17LEASE_OUTCOME_COMMITTED\x10\x01\x12\x19\n\x15LEASE_OUTCOME_ABORTED\x10\x02\x12\x19\n\x15LEASE_OUTCOME_EXPIRED\x10\x03\x12\x1c\n\x18LEASE_OUTCOME_SUPERSEDED\x10\x04*\x99\x01\n\x0cKvLostReason\x12\x1e\n\x1aKV_LOST_REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13KV_LOST_REASON_PEER\x10\x01\x12\x1a\n\x16KV_LOST_REASON_STALLED\x10\x02\x12\x18\n\x14KV_LOST_REASON_LEASE\x10\x03\x12\x1a\n\x16KV_LOST_REASON_CORRUPT\x10\x04\x32N\n\rPrefillWorker\x12=\n\x07Prefill\x12\x18.baton.v1.PrefillRequest\x1a\x16.baton.v1.PrefillEvent0\x01\x32\xff\x01\n\x0c\x44\x65\x63odeWorker\x12\x38\n\x06\x44\x65\x63ode\x12\x17.baton.v1.DecodeRequest\x1a\x15.baton.v1.DecodeReply\x12>\n\x08Retarget\x12\x19.baton.v1.RetargetRequest\x1a\x17.baton.v1.RetargetReply\x12\x32\n\x04Stop\x12\x15.baton.v1.StopRequest\x1a\x13.baton.v1.StopReply\x12\x41\n\tSubscribe\x12\x1a.baton.v1.SubscribeRequest\x1a\x14.baton.v1.TokenFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rpc.pb.workers_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEASEOUTCOME']._serialized_start=1982
-  _globals['_LEASEOUTCOME']._serialized_end=2140
-  _globals['_KVLOSTREASON']._serialized_start=2143
-  _globals['_KVLOSTREASON']._serialized_end=2296
+  _globals['_LEASEOUTCOME']._serialized_start=2069
+  _globals['_LEASEOUTCOME']._serialized_end=2227
+  _globals['_KVLOSTREASON']._serialized_start=2230
+  _globals['_KVLOSTREASON']._serialized_end=2383
   _globals['_WORKREQUEST']._serialized_start=59
   _globals['_WORKREQUEST']._serialized_end=370
-  _globals['_PREFILLREQUEST']._serialized_start=372
-  _globals['_PREFILLREQUEST']._serialized_end=451
-  _globals['_PREFILLSTARTED']._serialized_start=453
-  _globals['_PREFILLSTARTED']._serialized_end=486
-  _globals['_PREFILLTOKEN']._serialized_start=489
-  _globals['_PREFILLTOKEN']._serialized_end=670
-  _globals['_LEASEENDED']._serialized_start=672
-  _globals['_LEASEENDED']._serialized_end=725
-  _globals['_PREFILLEVENT']._serialized_start=728
-  _globals['_PREFILLEVENT']._serialized_end=876
-  _globals['_KVSOURCE']._serialized_start=878
-  _globals['_KVSOURCE']._serialized_end=928
-  _globals['_DECODEREQUEST']._serialized_start=930
-  _globals['_DECODEREQUEST']._serialized_end=1018
-  _globals['_DECODEREPLY']._serialized_start=1020
-  _globals['_DECODEREPLY']._serialized_end=1033
-  _globals['_RETARGETREQUEST']._serialized_start=1036
-  _globals['_RETARGETREQUEST']._serialized_end=1167
-  _globals['_RETARGETREPLY']._serialized_start=1169
-  _globals['_RETARGETREPLY']._serialized_end=1184
-  _globals['_STOPREQUEST']._serialized_start=1186
-  _globals['_STOPREQUEST']._serialized_end=1251
-  _globals['_STOPREPLY']._serialized_start=1253
-  _globals['_STOPREPLY']._serialized_end=1264
-  _globals['_ACK']._serialized_start=1266
-  _globals['_ACK']._serialized_end=1328
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=1330
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=1447
-  _globals['_OUTPUT']._serialized_start=1450
-  _globals['_OUTPUT']._serialized_end=1789
-  _globals['_KVEVENTS']._serialized_start=1791
-  _globals['_KVEVENTS']._serialized_end=1855
-  _globals['_TOKENFRAME']._serialized_start=1857
-  _globals['_TOKENFRAME']._serialized_end=1979
-  _globals['_PREFILLWORKER']._serialized_start=2298
-  _globals['_PREFILLWORKER']._serialized_end=2376
-  _globals['_DECODEWORKER']._serialized_start=2379
-  _globals['_DECODEWORKER']._serialized_end=2634
+  _globals['_PREFILLREQUEST']._serialized_start=373
+  _globals['_PREFILLREQUEST']._serialized_end=518
+  _globals['_PREFILLSTARTED']._serialized_start=520
+  _globals['_PREFILLSTARTED']._serialized_end=553
+  _globals['_PREFILLTOKEN']._serialized_start=556
+  _globals['_PREFILLTOKEN']._serialized_end=737
+  _globals['_LEASEENDED']._serialized_start=739
+  _globals['_LEASEENDED']._serialized_end=792
+  _globals['_PREFILLEVENT']._serialized_start=795
+  _globals['_PREFILLEVENT']._serialized_end=943
+  _globals['_KVSOURCE']._serialized_start=945
+  _globals['_KVSOURCE']._serialized_end=1015
+  _globals['_DECODEREQUEST']._serialized_start=1017
+  _globals['_DECODEREQUEST']._serialized_end=1105
+  _globals['_DECODEREPLY']._serialized_start=1107
+  _globals['_DECODEREPLY']._serialized_end=1120
+  _globals['_RETARGETREQUEST']._serialized_start=1123
+  _globals['_RETARGETREQUEST']._serialized_end=1254
+  _globals['_RETARGETREPLY']._serialized_start=1256
+  _globals['_RETARGETREPLY']._serialized_end=1271
+  _globals['_STOPREQUEST']._serialized_start=1273
+  _globals['_STOPREQUEST']._serialized_end=1338
+  _globals['_STOPREPLY']._serialized_start=1340
+  _globals['_STOPREPLY']._serialized_end=1351
+  _globals['_ACK']._serialized_start=1353
+  _globals['_ACK']._serialized_end=1415
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=1417
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=1534
+  _globals['_OUTPUT']._serialized_start=1537
+  _globals['_OUTPUT']._serialized_end=1876
+  _globals['_KVEVENTS']._serialized_start=1878
+  _globals['_KVEVENTS']._serialized_end=1942
+  _globals['_TOKENFRAME']._serialized_start=1944
+  _globals['_TOKENFRAME']._serialized_end=2066
+  _globals['_PREFILLWORKER']._serialized_start=2385
+  _globals['_PREFILLWORKER']._serialized_end=2463
+  _globals['_DECODEWORKER']._serialized_start=2466
+  _globals['_DECODEWORKER']._serialized_end=2721
 # @@protoc_insertion_point(module_scope)

@@ -170,21 +170,33 @@ class PrefillRequest(_message.Message):
 
     WORK_FIELD_NUMBER: _builtins.int
     ONLY_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    CACHED_AT_FIELD_NUMBER: _builtins.int
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     only_first_token: _builtins.bool
     """No decode instance will fetch: release the blocks with the first token."""
+    num_cached_tokens: _builtins.int
+    """Leading tokens that are cached there, as far as the router knows."""
     @_builtins.property
     def work(self) -> Global___WorkRequest:
         """The request."""
+
+    @_builtins.property
+    def cached_at(self) -> Global___KvSource:
+        """An instance that may cache more of the prompt than this one: its KV may be fetched instead of
+        computed.
+        """
 
     def __init__(
         self,
         *,
         work: Global___WorkRequest | None = ...,
         only_first_token: _builtins.bool = ...,
+        cached_at: Global___KvSource | None = ...,
+        num_cached_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cached_at", b"cached_at", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["only_first_token", b"only_first_token", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_at", b"cached_at", "num_cached_tokens", b"num_cached_tokens", "only_first_token", b"only_first_token", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -322,8 +334,11 @@ class KvSource(_message.Message):
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    CAPABILITY_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Instance id of the prefill instance, as registered."""
+    capability: _builtins.bytes
+    """Leave to fetch there, made by the router with the cluster's key; 16 to 256 bytes."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """host:port of each rank, leader first; at most 64."""
@@ -333,10 +348,11 @@ class KvSource(_message.Message):
         *,
         instance_id: _builtins.str = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
+        capability: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "instance_id", b"instance_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "capability", b"capability", "instance_id", b"instance_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,7 +65,7 @@ def desk() -> Desk:
 
 
 def reading(desk: Desk, attempt: int = 1) -> AbstractContextManager[Reading]:
-    return desk.book.reading(ID, fence(attempt), num_cached_tokens=0, max_segment_bytes=4096)
+    return desk.book.reading(ID, fence(attempt), max_segment_bytes=4096)
 
 
 def test_a_committed_lease_gives_its_blocks_back(desk: Desk) -> None:
@@ -207,7 +207,7 @@ def test_waiting_fetches_are_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(book_module, "MAX_AWAITED", 1)
     with reading(desk), pytest.raises(Saturated):
         desk.book.reading(
-            HandoffId("other"), fence(1), num_cached_tokens=0, max_segment_bytes=4096
+            HandoffId("other"), fence(1), max_segment_bytes=4096
         ).__enter__()
 
 

@@ -56,7 +56,7 @@ class Sending:
             return False
         self._opened.add(stream_id)
         context = node.book.reading(
-            spec.handoff_id, fence, num_cached_tokens=0, max_segment_bytes=MAX_BYTES
+            spec.handoff_id, fence, max_segment_bytes=MAX_BYTES
         )
         try:
             reading = context.__enter__()

@@ -38,7 +38,7 @@ def test_a_tombstone_refuses_calls() -> None:
         book.accept(HANDOFF_ID, FIRST, on_ended=told.append)
     with pytest.raises(StaleFence):
         book.renew(HANDOFF_ID, FIRST)
-    reading = book.reading(HANDOFF_ID, FIRST, num_cached_tokens=0, max_segment_bytes=4096)
+    reading = book.reading(HANDOFF_ID, FIRST, max_segment_bytes=4096)
     with pytest.raises(StaleFence):
         reading.__enter__()
     assert book.num_sources == book.num_fetches == 0
@@ -47,7 +47,7 @@ def test_a_tombstone_refuses_calls() -> None:
 def test_a_prefill_of_a_router_that_was_left_is_refused() -> None:
     """Found by the simulation: the client has resumed, and its new decode waits here already."""
     book, _, told = ended_source()
-    resumed = book.reading(HANDOFF_ID, Fence(1, 1), num_cached_tokens=0, max_segment_bytes=4096)
+    resumed = book.reading(HANDOFF_ID, Fence(1, 1), max_segment_bytes=4096)
     with resumed as reading:
         with pytest.raises(StaleFence):
             book.accept(HANDOFF_ID, SECOND, on_ended=told.append)
