@@ -75,7 +75,6 @@ HOSTILE: list[tuple[str, list[bytes], type[BatonError]]] = [
     ("two openings", [opening(), opening()], InvalidRequest),
     ("tiny segments", [opening(max_segment_bytes=1)], InvalidRequest),
     ("huge segments", [opening(max_segment_bytes=2**32 - 1)], InvalidRequest),
-    ("huge prefix", [opening(num_cached_tokens=2**32 - 1)], InvalidRequest),
     ("odd id", [opening(handoff_id="../../x y")], InvalidRequest),
     ("another version", [opening(protocol_version=99)], Incompatible),
     ("another model", [opening(fingerprint="g")], Incompatible),
