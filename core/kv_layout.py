@@ -7,7 +7,8 @@ from core.model_spec import DTYPE_BYTES, ModelSpec
 
 CARRIERS = ("cuda_ipc", "shm", "torchdist", "grpc")
 """What moves payloads."""
-WIRE_FORMATS = ("stored", "int8")
+STORED = "stored"
+WIRE_FORMATS = (STORED, "int8")
 """How KV is written on the wire."""
 
 

@@ -17,7 +17,7 @@ MAX_STRING_CHARS = 256
 MAX_NUMBER = 2**31 - 1
 """Blocks, tokens: more cannot be told apart from damage."""
 
-_INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", re.ASCII)
+INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", re.ASCII)
 _ADDRESS = re.compile(
     r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?):([0-9]{1,5})",
     re.ASCII,
@@ -145,7 +145,7 @@ def _type_problems(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _problems(member: Member) -> Iterator[str]:
-    if not _INSTANCE_ID.fullmatch(member.instance_id):
+    if not INSTANCE_ID.fullmatch(member.instance_id):
         yield "instance_id must be 1 to 128 of letters, digits and ._:/@-"
     for name in ("fingerprint", "model", "incarnation", "host_id"):
         yield from _string_problems(name, getattr(member, name), member.role)

@@ -15,7 +15,7 @@ MAX_VIOLATIONS = 32
 MAX_TOKEN_ID = 2**31 - 1
 """Vocabularies are far smaller; workers keep ids in 32 bits."""
 
-_TENANT = re.compile(rf"[A-Za-z0-9._:-]{{0,{limits.MAX_TENANT_CHARS}}}", re.ASCII)
+TENANT = re.compile(rf"[A-Za-z0-9._:-]{{0,{limits.MAX_TENANT_CHARS}}}", re.ASCII)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]*", re.ASCII)
 
 
@@ -161,7 +161,7 @@ def _envelope_violations(draft: RequestDraft) -> Iterator[FieldViolation]:
         yield FieldViolation("request_id", "only [A-Za-z0-9._:-] are allowed")
     yield from _whole("num_choices", draft.num_choices, 1, limits.MAX_NUM_CHOICES)
     yield from _whole("priority", draft.priority, -limits.MAX_PRIORITY, limits.MAX_PRIORITY)
-    if not _TENANT.fullmatch(draft.tenant):
+    if not TENANT.fullmatch(draft.tenant):
         reason = f"must be at most {limits.MAX_TENANT_CHARS} of [A-Za-z0-9._:-]"
         yield FieldViolation("tenant", reason)
     if draft.timeout_s is not None and not 0 < draft.timeout_s <= limits.MAX_TIMEOUT_S:

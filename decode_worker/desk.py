@@ -18,7 +18,7 @@ from core.errors import (
 )
 from core.ids import HandoffId
 from core.request import Fence, finish_reason
-from core.work import WorkRequest
+from core.work import Peer, WorkRequest
 from decode_worker.incoming import Incoming
 from decode_worker.job import Answer, DecodeJob
 from decode_worker.outbox import Facts, Failure, Outbox
@@ -59,7 +59,7 @@ class DecodeDesk:
         )
         self._incoming = Incoming(
             fetches=parts.fetches,
-            reserve=self._reservations.reserve,
+            reserve=self._reserve,
             ledger=self,
             clock=parts.clock,
             config=parts.handoff,
@@ -93,9 +93,14 @@ class DecodeDesk:
         """Of them, those that wait for room."""
         return len(self._reservations)
 
+    @property
+    def has_reserved(self) -> bool:
+        """Some of them have room, if only what they share with the prefix cache."""
+        return any(job.answer is None and job.sink.block_ids for job in self._jobs.values())
+
     # --- what routers ask -------------------------------------------------------------------
 
-    def accept(self, work: WorkRequest, address: str) -> None:
+    def accept(self, work: WorkRequest, peer: Peer) -> None:
         """Take a handoff over; the same one again does nothing, a later attempt replaces it."""
         outbox = self.routers.outbox_of(work.router_id)
         if self._is_here(work, outbox):
@@ -107,10 +112,10 @@ class DecodeDesk:
             raise Saturated(f"{num_waiting} handoffs wait on this decode instance, limit as many")
         if (earlier := self._jobs.get(work.handoff_id)) is not None:
             self._end(earlier, forget=True)
-        self._open(work, address, outbox)
+        self._open(work, peer, outbox)
 
     def retarget(
-        self, handoff_id: HandoffId, fence: Fence, address: str, forced: tuple[int, ...]
+        self, handoff_id: HandoffId, fence: Fence, peer: Peer, forced: tuple[int, ...]
     ) -> None:
         """Move an uncommitted handoff to another prefill; the same one again does nothing."""
         job = self._jobs.get(handoff_id)
@@ -122,14 +127,15 @@ class DecodeDesk:
         if len(forced) >= (limit := job.work.stop.max_tokens):
             reason = f"{len(forced)} tokens are delivered, max_tokens is {limit}"
             raise InvalidRequest((FieldViolation("output_token_ids", reason),))
+        _check_shared(job, forced)
         job.sink.retarget(fence)
         job.work = replace(job.work, fence=fence, output_token_ids=forced)
-        job.address = address
+        job.peer = peer
         job.outbox.retarget(job.letters, fence, len(forced))
         job.retargeted.set()
         if job.attempt is not None and not job.attempt.expired():
             job.attempt.reschedule(asyncio.get_running_loop().time())
-        logger.info("retargeted handoff_id=%s fence=%s address=%s", handoff_id, fence, address)
+        logger.info("retargeted handoff_id=%s fence=%s to=%s", handoff_id, fence, peer.instance_id)
 
     def stop(self, handoff_id: HandoffId, fence: Fence) -> None:
         """End this attempt and every earlier one, known or not; idempotent."""
@@ -212,6 +218,11 @@ class DecodeDesk:
 
     # --- inside -----------------------------------------------------------------------------
 
+    async def _reserve(self, sink: Sink, job: DecodeJob) -> None:
+        """Room for its prompt, of which nothing needs to be sent that is cached here."""
+        chain = self._parts.blocks.names(job.work.tenant, job.work.input_token_ids)
+        await self._reservations.reserve(sink, job.claim, chain)
+
     def _is_here(self, work: WorkRequest, outbox: Outbox) -> bool:
         job, letters = self._jobs.get(work.handoff_id), outbox.find(work.handoff_id)
         fence = job.fence if job is not None else letters.fence if letters is not None else None
@@ -222,14 +233,14 @@ class DecodeDesk:
         self._tombstones.check(work.handoff_id, work.fence, self._parts.clock.now_s())
         return False
 
-    def _open(self, work: WorkRequest, address: str, outbox: Outbox) -> None:
+    def _open(self, work: WorkRequest, peer: Peer, outbox: Outbox) -> None:
         parts = self._parts
         job = DecodeJob(
             work=work,
             claim=Claim(
                 tenant=work.tenant, priority=work.priority, arrived_at_s=parts.clock.now_s()
             ),
-            address=address,
+            peer=peer,
             sink=Sink(
                 handoff_id=work.handoff_id,
                 layout=parts.layout,
@@ -301,6 +312,18 @@ class DecodeDesk:
         now_s = self._parts.clock.now_s()
         self._tombstones.expire(now_s)
         self._tombstones.add(handoff_id, fence, now_s)
+
+
+def _check_shared(job: DecodeJob, forced: tuple[int, ...]) -> None:
+    """What it shares with the prefix cache is the beginning of the new attempt's input too.
+
+    Forced tokens are only ever added to: a router that says otherwise gets no wrong answer.
+    """
+    num_shared = job.sink.num_cached_blocks * job.sink.layout.block_size
+    before = job.work.input_token_ids[:num_shared]
+    if (job.work.prompt_token_ids + forced)[:num_shared] != before:
+        reason = "they do not go on from those of the attempt before"
+        raise InvalidRequest((FieldViolation("output_token_ids", reason),))
 
 
 def _stop_timer(job: DecodeJob) -> None:

@@ -9,11 +9,11 @@ from core.clock import Clock
 from core.config import HandoffConfig
 from core.errors import BatonError, KvCorrupt, PeerLost
 from core.handoff import SinkState
+from core.work import Peer
 from decode_worker.job import DecodeJob
 from kv_transfer.errors import KvLost
 from kv_transfer.fetch import FetchResult
 from kv_transfer.sink import Sink
-from policy.fairness import Claim
 from rpc.status import our_error
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class Fetches(Protocol):
     async def run(
         self,
         sink: Sink,
-        address: str,
+        peer: Peer,
         *,
         num_tokens: int,
         reserve: Callable[[Sink], Awaitable[None]],
@@ -55,7 +55,7 @@ class Incoming:
         self,
         *,
         fetches: Fetches,
-        reserve: Callable[[Sink, Claim], Awaitable[None]],
+        reserve: Callable[[Sink, DecodeJob], Awaitable[None]],
         ledger: Ledger,
         clock: Clock,
         config: HandoffConfig,
@@ -113,9 +113,9 @@ class Incoming:
             async with asyncio.timeout(None) as job.attempt:
                 return await self._fetches.run(
                     job.sink,
-                    job.address,
+                    job.peer,
                     num_tokens=job.work.num_input_tokens,
-                    reserve=lambda sink: self._reserve(sink, job.claim),
+                    reserve=lambda sink: self._reserve(sink, job),
                 )
         except TimeoutError:
             if not job.retargeted.is_set():

@@ -8,7 +8,7 @@ from core.ids import HandoffId, RouterId
 from core.prefix import BlockHash
 from core.request import Fence, TokenLogprobs
 from core.timing import HandoffTiming
-from core.work import WorkRequest
+from core.work import Peer, WorkRequest
 from decode_worker.outbox import Letters, Outbox
 from engine.batch import BatchEntry, SampleSpec
 from kv_transfer.sink import Sink
@@ -107,7 +107,7 @@ class DecodeJob:
     work: WorkRequest
     """Of the newest attempt."""
     claim: Claim
-    address: str
+    peer: Peer
     """Where the KV is fetched from."""
     sink: Sink
     outbox: Outbox

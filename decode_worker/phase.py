@@ -45,6 +45,11 @@ class Reporter(Protocol):
         """Of them, those that wait for room."""
         ...
 
+    @property
+    def has_reserved(self) -> bool:
+        """Some of them have room."""
+        ...
+
 
 class DecodePhase:
     """The running batch and its blocks."""
@@ -105,8 +110,8 @@ class DecodePhase:
         if not self.has_swapped:
             return False
         # Who has room already commits, runs and ends, or is lost in a bounded time.
-        is_coming = self._blocks.allocator.counts()[BlockState.INCOMING] > 0
-        return is_coming or self._scheduler.num_answers + self.swap.num_returning > 0
+        num_here = self._scheduler.num_answers + self.swap.num_returning
+        return self._reporter.has_reserved or num_here > 0
 
     def schedule(self, num_others: int) -> PhaseWork:
         """One token of every running answer; what blocks are left bring others back."""
@@ -161,7 +166,7 @@ class DecodePhase:
         """See scheduler.Memory. Prompts of this instance are leased, perhaps to an instance whose
         own wait for room here; no handoff has room already, and so none will join and end."""
         counts = self._blocks.allocator.counts()
-        is_coming = counts[BlockState.INCOMING] or self.swap.num_returning
+        is_coming = self._reporter.has_reserved or self.swap.num_returning
         return bool(counts[BlockState.LEASED] and self._reporter.num_reserving and not is_coming)
 
     def grow(self, answer: Answer) -> bool:

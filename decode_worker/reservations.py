@@ -1,11 +1,17 @@
-"""Room for handoffs coming in: by turn, after the growth and the return of running answers."""
+"""Room for handoffs coming in: by turn, after the growth and the return of running answers.
+
+What the prefix cache holds of a prompt is shared when its turn comes, in the same moment as the
+rest is allocated: whoever waits holds nothing that another waits for.
+"""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from core.blocks import BlockState
 from core.clock import Clock
+from core.prefix import BlockHash
 from kv_transfer.sink import Sink
 from policy.fairness import Claim, FairQueue
 from worker_host.blocks import MAX_GROWTH_RESERVE, InstanceBlocks
@@ -35,6 +41,8 @@ class Waiter:
     """A sink without room for its whole prompt."""
 
     sink: Sink
+    chain: Sequence[BlockHash]
+    """Names of the full blocks of its prompt."""
     granted: asyncio.Event
 
 
@@ -66,9 +74,10 @@ class Reservations:
     def __len__(self) -> int:
         return len(self._waiting) + len(self._holding)
 
-    async def reserve(self, sink: Sink, claim: Claim) -> None:
-        """Wait for room for the whole prompt. The caller bounds it by the request's deadline."""
-        waiter = Waiter(sink, asyncio.Event())
+    async def reserve(self, sink: Sink, claim: Claim, chain: Sequence[BlockHash] = ()) -> None:
+        """Wait for room for the whole prompt, whose full blocks `chain` names. The caller bounds it
+        by the request's deadline."""
+        waiter = Waiter(sink, chain, asyncio.Event())
         if sink.block_ids:
             self._holding[waiter] = None
         else:
@@ -109,16 +118,33 @@ class Reservations:
             self.grant()
 
     def _give(self, waiter: Waiter) -> bool:
-        num_missing = waiter.sink.num_missing_blocks
-        # One block per running answer stays free: running growth comes first.
-        floor = min(self._running.num_growing, MAX_GROWTH_RESERVE) if num_missing else 0
-        if not waiter.sink.can_reserve or num_missing + floor > self._blocks.num_free:
+        sink = waiter.sink
+        if not sink.can_reserve:
+            return False
+        num_missing = sink.num_missing_blocks
+        chain = _of_use(waiter)
+        hits = self._blocks.hits(chain)
+        num_fresh = num_missing - hits.num_blocks
+        if num_missing and num_fresh + self._floor > hits.num_free_after:
             return False
         self._remove(waiter)
-        waiter.sink.reserve(self._blocks.allocate(num_missing, BlockState.INCOMING))
+        # First, so that the allocation does not evict them.
+        shared = self._blocks.share(chain)
+        sink.reserve(self._blocks.allocate(num_fresh, BlockState.INCOMING), shared)
         waiter.granted.set()
         return True
+
+    @property
+    def _floor(self) -> int:
+        """One block per running answer stays free: running growth comes first."""
+        return min(self._running.num_growing, MAX_GROWTH_RESERVE)
 
     def _remove(self, waiter: Waiter) -> None:
         self._waiting.remove(waiter)
         self._holding.pop(waiter, None)
+
+
+def _of_use(waiter: Waiter) -> Sequence[BlockHash]:
+    """Names of blocks that could be shared: none once it holds any, which come after all others."""
+    sink = waiter.sink
+    return () if sink.block_ids else waiter.chain[: sink.num_tokens // sink.layout.block_size]

@@ -10,7 +10,7 @@ from core.errors import FieldViolation, Incompatible, InvalidRequest, PeerLost
 from core.ids import RouterId
 from core.member import is_address
 from core.model_spec import ModelSpec
-from core.work import PROTOCOL_VERSION
+from core.work import PROTOCOL_VERSION, Peer
 from decode_worker.desk import DecodeDesk
 from decode_worker.frames import acks_from_pb, frame_to_pb
 from decode_worker.outbox import Ack
@@ -48,7 +48,7 @@ class DecodeService(workers_pb2_grpc.DecodeWorkerServicer):
         async with status_boundary(context):
             work = work_from_pb(request.work, self._spec)
             await self._door.check_grammar(work)
-            self._desk.accept(work, _address_of(request.source))
+            self._desk.accept(work, _peer_of(request.source))
         return workers_pb2.DecodeReply()
 
     async def Retarget(
@@ -59,7 +59,7 @@ class DecodeService(workers_pb2_grpc.DecodeWorkerServicer):
             self._desk.retarget(
                 handoff_id_from_pb(request.handoff_id),
                 fence_from_pb(request.fence),
-                _address_of(request.source),
+                _peer_of(request.source),
                 output_token_ids_from_pb(request.output_token_ids, self._spec),
             )
         return workers_pb2.RetargetReply()
@@ -144,9 +144,9 @@ def _acks_of(request: workers_pb2.SubscribeRequest) -> Sequence[Ack]:
     return tuple(acks_from_pb(request.acks))
 
 
-def _address_of(source: workers_pb2.KvSource) -> str:
+def _peer_of(source: workers_pb2.KvSource) -> Peer:
     """Of the leader: one rank each so far."""
     if not source.addresses or not is_address(source.addresses[0]):
         reason = f"{len(source.addresses)} addresses, the first must be host:port"
         raise InvalidRequest((FieldViolation("source.addresses", reason),))
-    return source.addresses[0]
+    return Peer(source.instance_id, source.addresses[0], source.capability)

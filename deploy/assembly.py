@@ -20,11 +20,16 @@ from decode_worker.parts import DecodeParts
 from decode_worker.service import DecodeService
 from engine.block_allocator import BlockAllocator
 from kv_transfer.book import SourceBook
+from kv_transfer.carriers.choose import Carriers
 from kv_transfer.fetch import Fetcher
+from kv_transfer.kv_host import KvHost
 from kv_transfer.local import LocalFetch, NearestFetch
 from kv_transfer.service import KvTransferService
+from kv_transfer.shelf import Shelf
 from kv_transfer.stores import KvStore
+from prefill_worker.costs import Costs, MeasuredCosts
 from prefill_worker.phase import PrefillParts, PrefillPhase
+from prefill_worker.prefix_fetch import PrefixFetch
 from prefill_worker.service import PrefillService
 from rpc.pb import cluster_pb2, cluster_pb2_grpc, kv_transfer_pb2, workers_pb2, workers_pb2_grpc
 from rpc.serve import Loop, Server
@@ -76,6 +81,8 @@ class Parts:
     """The cluster's secret behind the names of KV blocks."""
     dial: Callable[[str], grpc.aio.Channel]
     stop: asyncio.Event
+    costs: Costs = field(default_factory=MeasuredCosts)
+    """Of computing KV and of fetching it; nothing else measures into it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +104,7 @@ class _Common:
     door: Door
     work: asyncio.Event
     clock: MonotonicClock
+    kv_host: KvHost
     book: SourceBook
     fetcher: Fetcher
 
@@ -169,6 +177,16 @@ def _common(parts: Parts) -> _Common:
     compute, clock = parts.compute, MonotonicClock()
     layout = KvLayout.of(compute.model, engine.block_size)
     blocks = _blocks(engine, parts.prefix_key)
+    kv_host = KvHost(
+        instance_id=parts.member.instance_id,
+        fingerprint=compute.fingerprint,
+        layout=layout,
+        store=compute.store,
+        copies=parts.copies,
+        carriers=Carriers((), handoff.carrier),
+        clock=clock,
+        config=handoff,
+    )
     work = asyncio.Event()
     blocks.on_freed(work.set)
     return _Common(
@@ -178,15 +196,9 @@ def _common(parts: Parts) -> _Common:
         door=Door(compute.fingerprint, engine.num_blocks, engine.block_size, compute.check_grammar),
         work=work,
         clock=clock,
+        kv_host=kv_host,
         book=SourceBook(layout=layout, blocks=blocks, clock=clock, config=handoff),
-        fetcher=Fetcher(
-            store=compute.store,
-            clock=clock,
-            config=handoff,
-            copies=parts.copies,
-            dial=parts.dial,
-            fingerprint=compute.fingerprint,
-        ),
+        fetcher=Fetcher(kv_host, parts.dial),
     )
 
 
@@ -210,6 +222,19 @@ def _prefill_parts(parts: Parts, common: _Common) -> PrefillParts:
         max_queued=worker.max_queued,
         ageing_s=worker.ageing_s,
         handoff=parts.config.handoff,
+        costs=parts.costs,
+    )
+
+
+def _prefix_fetch(parts: Parts, common: _Common) -> PrefixFetch:
+    return PrefixFetch(
+        fetches=common.fetcher,
+        blocks=common.blocks,
+        layout=common.layout,
+        costs=parts.costs,
+        clock=common.clock,
+        config=parts.config.handoff,
+        own_address=parts.member.leader_address,
     )
 
 
@@ -241,17 +266,16 @@ def _add_services(
 ) -> None:
     compute = parts.compute
     workers_pb2_grpc.add_PrefillWorkerServicer_to_server(
-        PrefillService(prefill, common.door, compute.model, common.clock), server.grpc
+        PrefillService(
+            prefill, _prefix_fetch(parts, common), common.door, compute.model, common.clock
+        ),
+        server.grpc,
     )
     workers_pb2_grpc.add_DecodeWorkerServicer_to_server(
         DecodeService(desk, common.door, compute.model), server.grpc
     )
     KvTransferService(
         book=common.book,
-        store=compute.store,
-        layout=common.layout,
-        clock=common.clock,
-        config=parts.config.handoff,
-        copies=parts.copies,
-        fingerprint=compute.fingerprint,
+        shelf=Shelf(common.book, common.blocks, common.clock),
+        host=common.kv_host,
     ).add_to(server.grpc)

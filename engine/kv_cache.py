@@ -1,15 +1,24 @@
 """The paged KV tensor of one rank, and copies of token ranges out of and into it."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from core.model_spec import DTYPE_BYTES, ModelSpec
 from core.parallel import RankPlace, Shard, shard_of
+from engine.copies import (
+    Bytes,
+    Copier,
+    HostCopier,
+    Runs,
+    check_layers,
+    payload_rows,
+    slot_runs,
+)
+from engine.cuda.copies import DeviceCopier
 
 TORCH_DTYPES = {
     "float32": torch.float32,
@@ -18,25 +27,15 @@ TORCH_DTYPES = {
 }
 
 
-Bytes = npt.NDArray[np.uint8]
-Run = tuple[int, int]
-"""First and one past the last of consecutive slots."""
-
-
-class _Copier(Protocol):
-    """Moves whole tokens between the cache and buffers shaped [layer, k/v, token, byte]."""
-
-    def read(self, layers: slice, runs: Sequence[Run]) -> Bytes: ...
-
-    def write(self, layers: slice, runs: Sequence[Run], payload: Bytes) -> None: ...
-
-
 class KvMemory(Protocol):
     """An instance's KV, wherever its ranks keep it; all calls block. See `KvCache`."""
 
     @property
     def num_layers(self) -> int: ...
     def gather(self, layers: range, block_ids: Sequence[int], tokens: range) -> memoryview: ...
+    def gather_into(
+        self, layers: range, block_ids: Sequence[int], tokens: range, out: memoryview
+    ) -> None: ...
     def scatter(
         self, layers: range, block_ids: Sequence[int], tokens: range, payload: memoryview
     ) -> None: ...
@@ -83,7 +82,7 @@ class KvCache:
             if memory is None
             else memory.view(dtype).view(shape)
         )
-        self._copier: _Copier = (
+        self._copier: Copier = (
             HostCopier(self.data) if self.data.device.type == "cpu" else DeviceCopier(self.data)
         )
 
@@ -99,19 +98,24 @@ class KvCache:
 
     def gather(self, layers: range, block_ids: Sequence[int], tokens: range) -> memoryview:
         """KV of `tokens` (positions in the request), flat: [layer][k, v][token][head][dim]."""
-        runs = self._runs(block_ids, tokens)
-        return self._copier.read(self._layer_slice(layers), runs).reshape(-1).data
+        out = np.empty(self.payload_bytes(len(layers), len(tokens)), np.uint8).data
+        self.gather_into(layers, block_ids, tokens, out)
+        return out
+
+    def gather_into(
+        self, layers: range, block_ids: Sequence[int], tokens: range, out: memoryview
+    ) -> None:
+        """What `gather` returns, into memory that has been touched before: new pages cost several
+        times as much as the copy. Raises ValueError unless `out` is as large, and writable."""
+        own, runs = self._own(layers), self._runs(block_ids, tokens)
+        self._copier.read(own, runs, self._rows(layers, tokens, out))
 
     def scatter(
         self, layers: range, block_ids: Sequence[int], tokens: range, payload: memoryview
     ) -> None:
         """Write what `gather` of the same layers and tokens returned, here or elsewhere."""
-        shape = self._byte_shape(layers, tokens)
-        got = np.frombuffer(payload, dtype=np.uint8)
-        if got.size != np.prod(shape):
-            raise ValueError(f"payload of {got.size} bytes for KV of {np.prod(shape)} bytes")
-        runs = self._runs(block_ids, tokens)
-        self._copier.write(self._layer_slice(layers), runs, got.reshape(shape))
+        own, runs = self._own(layers), self._runs(block_ids, tokens)
+        self._copier.write(own, runs, self._rows(layers, tokens, payload))
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks (source, target) in all layers: every source as it was before.
@@ -128,111 +132,12 @@ class KvCache:
         index = torch.tensor(pairs, dtype=torch.int64, device=self.data.device).reshape(-1, 2)
         blocks.index_copy_(2, index[:, 1], blocks.index_select(2, index[:, 0]))
 
-    def _byte_shape(self, layers: range, tokens: range) -> tuple[int, int, int, int]:
-        return len(layers), 2, len(tokens), self.payload_bytes(1, 1) // 2
-
-    def _layer_slice(self, layers: range) -> slice:
-        if layers.step != 1 or not 0 <= layers.start <= layers.stop <= self.num_layers:
-            raise ValueError(f"{layers} is not a run of the {self.num_layers} layers")
+    def _own(self, layers: range) -> slice:
+        check_layers(layers, self.num_layers)
         return slice(layers.start, layers.stop)
 
-    def _runs(self, block_ids: Sequence[int], tokens: range) -> list[Run]:
-        if tokens.step != 1 or not 0 <= tokens.start <= tokens.stop:
-            raise ValueError(f"{tokens} is not a run of token positions")
-        if tokens.stop > len(block_ids) * self.block_size:
-            raise ValueError(
-                f"tokens up to {tokens.stop} in {len(block_ids)} blocks of {self.block_size}"
-            )
-        return list(slot_runs(block_ids, tokens, self.block_size))
+    def _rows(self, layers: range, tokens: range, payload: memoryview) -> Bytes:
+        return payload_rows(payload, len(layers), len(tokens), self.payload_bytes(1, 1) // 2)
 
-
-def slot_runs(block_ids: Sequence[int], tokens: range, block_size: int) -> Iterator[Run]:
-    """The slots of `tokens` in order, as the fewest (start, stop) runs."""
-    run_start = run_stop = -1
-    position = tokens.start
-    while position < tokens.stop:
-        block, offset = divmod(position, block_size)
-        num_tokens = min(block_size - offset, tokens.stop - position)
-        slot = block_ids[block] * block_size + offset
-        if slot != run_stop:
-            if run_stop > run_start:
-                yield run_start, run_stop
-            run_start = slot
-        run_stop = slot + num_tokens
-        position += num_tokens
-    if run_stop > run_start:
-        yield run_start, run_stop
-
-
-class HostCopier:
-    """numpy copies, one per run; any dtype and any alignment of the payload."""
-
-    def __init__(self, data: torch.Tensor) -> None:
-        self._bytes = _token_bytes(data).numpy()
-
-    def read(self, layers: slice, runs: Sequence[Run]) -> Bytes:
-        """The runs, in order."""
-        num_tokens = sum(stop - start for start, stop in runs)
-        source = self._bytes[layers]
-        out = np.empty((*source.shape[:2], num_tokens, source.shape[3]), dtype=np.uint8)
-        done = 0
-        for start, stop in runs:
-            out[:, :, done : done + stop - start] = source[:, :, start:stop]
-            done += stop - start
-        return out
-
-    def write(self, layers: slice, runs: Sequence[Run], payload: Bytes) -> None:
-        """Fill the runs, in order."""
-        target = self._bytes[layers]
-        done = 0
-        for start, stop in runs:
-            target[:, :, start:stop] = payload[:, :, done : done + stop - start]
-            done += stop - start
-
-
-class DeviceCopier:
-    """torch copies on a stream of their own, so that they overlap the compute stream.
-
-    The caller names only slots that a finished step or layer wrote: no event is waited for here.
-    """
-
-    def __init__(self, data: torch.Tensor) -> None:
-        self._bytes = _token_bytes(data)
-        self._stream = (
-            torch.cuda.Stream(data.device)  # type: ignore[no-untyped-call]
-            if data.is_cuda
-            else None
-        )
-
-    def read(self, layers: slice, runs: Sequence[Run]) -> Bytes:
-        """The runs, in order; in pinned memory, which the device fills several times faster."""
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
-            picked = self._bytes[layers].index_select(2, self._slots(runs))
-            out = torch.empty(picked.shape, dtype=torch.uint8, pin_memory=picked.is_cuda)
-            out.copy_(picked, non_blocking=True)
-            self._synchronize()
-        return out.numpy()
-
-    def write(self, layers: slice, runs: Sequence[Run], payload: Bytes) -> None:
-        """Fill the runs, in order; on the device when this returns."""
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
-            # Through memory of our own: payloads may be read-only, which from_numpy warns about.
-            given = torch.empty(payload.shape, dtype=torch.uint8, pin_memory=self._bytes.is_cuda)
-            np.copyto(given.numpy(), payload)
-            moved = given.to(self._bytes.device, non_blocking=True)
-            self._bytes[layers].index_copy_(2, self._slots(runs), moved)
-            self._synchronize()
-
-    def _slots(self, runs: Sequence[Run]) -> torch.Tensor:
-        slots = [slot for start, stop in runs for slot in range(start, stop)]
-        return torch.tensor(slots, dtype=torch.int64, device=self._bytes.device)
-
-    def _synchronize(self) -> None:
-        if self._stream is not None:
-            self._stream.synchronize()
-
-
-def _token_bytes(data: torch.Tensor) -> torch.Tensor:
-    """The cache as bytes [layer, k/v, slot, byte], sharing its memory: only bytes matter here,
-    and numpy knows no bfloat16."""
-    return data.view(torch.uint8).flatten(start_dim=3)
+    def _runs(self, block_ids: Sequence[int], tokens: range) -> Runs:
+        return slot_runs(block_ids, tokens, block_size=self.block_size, num_blocks=self.num_blocks)

@@ -2,14 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import grpc.aio
 
-from core.clock import Clock
-from core.config import HandoffConfig
 from core.errors import (
     BatonError,
     Incompatible,
@@ -19,15 +16,17 @@ from core.errors import (
     UnknownRequest,
     WrongState,
 )
-from core.ids import Fingerprint, HandoffId
+from core.ids import HandoffId
+from core.kv_layout import STORED
 from core.request import Fence
-from core.work import PROTOCOL_VERSION, KvLostReason
+from core.work import PROTOCOL_VERSION, KvLostReason, Peer
 from kv_transfer.errors import KvLost, LeaseEnded
+from kv_transfer.frames import Expected
+from kv_transfer.kv_host import KvHost
 from kv_transfer.receive import Receiver
 from kv_transfer.result import FetchedToken as FetchedToken
 from kv_transfer.result import FetchResult as FetchResult
 from kv_transfer.sink import Sink
-from kv_transfer.stores import KvStore
 from rpc.convert import fence_to_pb
 from rpc.dial import BadAddress
 from rpc.kv_wire import fetch_call
@@ -52,7 +51,7 @@ _LEASE_ERRORS = (LeaseEnded, StaleFence, UnknownRequest, WrongState, Incompatibl
 class _Lease:
     """What a fetch holds at its source."""
 
-    address: str
+    peer: Peer
     handoff_id: HandoffId
     fence: Fence
 
@@ -60,22 +59,9 @@ class _Lease:
 class Fetcher:
     """Runs the decode end of all handoffs of one instance."""
 
-    def __init__(
-        self,
-        *,
-        store: KvStore,
-        clock: Clock,
-        config: HandoffConfig,
-        copies: Executor,
-        dial: Callable[[str], grpc.aio.Channel],
-        fingerprint: Fingerprint,
-    ) -> None:
-        self._store = store
-        self._clock = clock
-        self._config = config
-        self._copies = copies
+    def __init__(self, host: KvHost, dial: Callable[[str], grpc.aio.Channel]) -> None:
+        self._host = host
         self._dial = dial
-        self._fingerprint = fingerprint
         self._num_fetches = 0
         self._releases: asyncio.Queue[_Lease] = asyncio.Queue(MAX_RELEASES)
 
@@ -87,12 +73,12 @@ class Fetcher:
     async def run(
         self,
         sink: Sink,
-        address: str,
+        peer: Peer,
         *,
         num_tokens: int,
         reserve: Callable[[Sink], Awaitable[None]],
     ) -> FetchResult:
-        """Fetch the KV of `num_tokens` tokens for `sink.fence` from `address` and commit.
+        """Fetch the KV of `num_tokens` tokens for `sink.fence` from `peer` and commit.
 
         `reserve(sink)` is awaited once the prefill has started; it returns after it called
         `sink.reserve(block_ids)` with what room there is, and is called again until the whole
@@ -104,10 +90,42 @@ class Fetcher:
         Raises KvLost when this prefill cannot deliver (the sink is then LOST, unless it was
         retargeted or stopped meanwhile), and whatever `reserve` raises.
         """
-        lease = _Lease(address, sink.handoff_id, sink.fence)
+        wire_format = self._host.config.wire_format
+        expected = Expected(sink.layout, wire_format, num_tokens, num_tokens)
+        return await self._run(sink, peer, self._opening(sink, peer), expected, reserve)
+
+    async def run_prefix(
+        self,
+        sink: Sink,
+        peer: Peer,
+        *,
+        token_ids: Sequence[int],
+        tenant: str,
+        max_tokens: int,
+        reserve: Callable[[Sink], Awaitable[None]],
+    ) -> FetchResult:
+        """Fetch what `peer` caches of the beginning of `token_ids`: `sink.num_tokens` tokens, from
+        1 to `max_tokens`. Otherwise as `run`; KvLost where nothing is cached."""
+        opening = self._opening(sink, peer)
+        wanted = pb.PrefixWanted(token_ids=token_ids, tenant=tenant, max_tokens=max_tokens)
+        opening.prefix.CopyFrom(wanted)
+        # What is cached under an exact name has to be exact.
+        opening.wire_format = STORED
+        expected = Expected(sink.layout, STORED, 1, max_tokens)
+        return await self._run(sink, peer, opening, expected, reserve)
+
+    async def _run(
+        self,
+        sink: Sink,
+        peer: Peer,
+        opening: pb.FetchOpen,
+        expected: Expected,
+        reserve: Callable[[Sink], Awaitable[None]],
+    ) -> FetchResult:
+        lease = _Lease(peer, sink.handoff_id, sink.fence)
         self._num_fetches += 1
         try:
-            result = await self._receive(lease, sink, num_tokens, reserve)
+            result = await self._receive(lease, sink, opening, expected, reserve)
         except BaseExceptionGroup as group:
             if _is_cancelled():
                 raise asyncio.CancelledError from None
@@ -134,37 +152,39 @@ class Fetcher:
         self,
         lease: _Lease,
         sink: Sink,
-        num_tokens: int,
+        opening: pb.FetchOpen,
+        expected: Expected,
         reserve: Callable[[Sink], Awaitable[None]],
     ) -> FetchResult:
         try:
-            call = fetch_call(self._dial(lease.address))
+            call = fetch_call(self._dial(lease.peer.address))
         except BadAddress as error:
             raise KvLost(KvLostReason.PEER, str(error)) from None
         try:
             receiver = Receiver(
                 sink=sink,
-                num_tokens=num_tokens,
+                expected=expected,
                 call=call,
+                source_id=lease.peer.instance_id,
                 reserve=reserve,
                 renew=lambda lease_ttl_s: self._renew(lease, lease_ttl_s),
-                store=self._store,
-                clock=self._clock,
-                config=self._config,
-                copies=self._copies,
+                host=self._host,
             )
-            await receiver.send(pb.FetchRequest(open=self._opening(lease)))
-            return await receiver.run()
+            return await receiver.run(opening)
         finally:
             call.cancel()
 
-    def _opening(self, lease: _Lease) -> pb.FetchOpen:
+    def _opening(self, sink: Sink, peer: Peer) -> pb.FetchOpen:
         return pb.FetchOpen(
-            handoff_id=lease.handoff_id,
-            fence=fence_to_pb(lease.fence),
-            fingerprint=self._fingerprint,
+            handoff_id=sink.handoff_id,
+            fence=fence_to_pb(sink.fence),
+            fingerprint=self._host.fingerprint,
             protocol_version=PROTOCOL_VERSION,
-            max_segment_bytes=self._config.max_segment_bytes,
+            max_segment_bytes=self._host.config.max_segment_bytes,
+            offers=self._host.carriers.offers(),
+            capability=peer.capability,
+            wire_format=self._host.config.wire_format,
+            fetcher_id=self._host.instance_id,
         )
 
     def _lost(self, lease: _Lease, sink: Sink, error: BaseException) -> BaseException:
@@ -173,16 +193,16 @@ class Fetcher:
             error = _kv_lost(error_from(error))
         if not isinstance(error, KvLost):
             return error
-        sink.lose(lease.fence, self._clock.now_s())
+        sink.lose(lease.fence, self._host.clock.now_s())
         logger.info(
             "kv lost handoff_id=%s attempt=%s source=%s why=%s: %s",
-            *(lease.handoff_id, lease.fence, lease.address, error.why, error),
+            *(lease.handoff_id, lease.fence, lease.peer.instance_id, error.why, error),
         )
         return error
 
     async def _renew(self, lease: _Lease, lease_ttl_s: float) -> None:
         """Until cancelled. Raises KvLost when the lease has ended."""
-        stub = KvTransferStub(self._dial(lease.address))
+        stub = KvTransferStub(self._dial(lease.peer.address))
         every_s = lease_ttl_s / 3
         request = pb.RenewRequest(handoff_id=lease.handoff_id, fence=fence_to_pb(lease.fence))
         while True:
@@ -196,7 +216,7 @@ class Fetcher:
                     raise lost from None
 
     async def _release(self, lease: _Lease) -> None:
-        stub = KvTransferStub(self._dial(lease.address))
+        stub = KvTransferStub(self._dial(lease.peer.address))
         fence = fence_to_pb(lease.fence)
         request = pb.ReleaseRequest(handoff_id=lease.handoff_id, fence=fence, committed=True)
         for _ in range(RELEASE_TRIES):
@@ -207,7 +227,9 @@ class Fetcher:
                     return  # ended already
             else:
                 return
-        logger.info("lease left to expire handoff_id=%s source=%s", lease.handoff_id, lease.address)
+        logger.info(
+            "lease left to expire handoff_id=%s source=%s", lease.handoff_id, lease.peer.address
+        )
 
 
 def _is_cancelled() -> bool:

@@ -13,35 +13,60 @@ from rpc.bounds import Bounds, seconds
 from rpc.convert import finish_reason_from_pb, logprobs_from_pb
 from rpc.pb import kv_transfer_pb2 as pb
 
-CARRIER = "grpc"
-"""Payload inline; the one carrier so far."""
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the first frame of a source has to announce."""
+
+    layout: KvLayout
+    wire_format: str
+    least_tokens: int
+    most_tokens: int
 
 
-def announce_of(layout: KvLayout, num_tokens: int, lease_ttl_s: float) -> pb.Announce:
-    """The first frame of a source."""
+def announce_of(
+    layout: KvLayout, num_tokens: int, lease_ttl_s: float, wire_format: str
+) -> pb.Announce:
+    """The first frame of a source, before its carrier has said where the payloads are."""
     return pb.Announce(
         num_tokens=num_tokens,
         num_layers=layout.num_layers,
         num_kv_heads=layout.num_kv_heads,
         head_dim=layout.head_dim,
         dtype=layout.dtype,
-        carrier=CARRIER,
         lease_ttl_s=lease_ttl_s,
+        wire_format=wire_format,
     )
 
 
-def check_announce(frame: pb.FetchResponse, layout: KvLayout, num_tokens: int) -> pb.Announce:
-    """The first frame, if it announces exactly what is waited for. Raises KvLost."""
+def check_announce(frame: pb.FetchResponse, expected: Expected) -> pb.Announce:
+    """The first frame, if it announces what is waited for. Raises KvLost."""
     announce = frame.announce
-    if announce != announce_of(layout, num_tokens, announce.lease_ttl_s):
+    same = announce_of(
+        expected.layout, announce.num_tokens, announce.lease_ttl_s, expected.wire_format
+    )
+    same.MergeFrom(_where(announce))
+    if announce != same:
+        raise KvLost(KvLostReason.LEASE, "the source announces KV of another shape or format")
+    if not expected.least_tokens <= announce.num_tokens <= expected.most_tokens:
         raise KvLost(
             KvLostReason.LEASE,
-            f"the source announces {announce.num_tokens} tokens or another layout, "
-            f"waited for are {num_tokens}",
+            f"the source announces {announce.num_tokens} tokens, waited for are "
+            f"{expected.least_tokens} to {expected.most_tokens}",
         )
     if not 0 < announce.lease_ttl_s <= MAX_TIMEOUT_S:
         raise KvLost(KvLostReason.LEASE, f"a lease of {announce.lease_ttl_s} s")
     return announce
+
+
+def _where(announce: pb.Announce) -> pb.Announce:
+    """Only what its carrier says, which the carrier checks."""
+    where = pb.Announce()
+    where.CopyFrom(announce)
+    for name in ("num_tokens", "num_layers", "num_kv_heads", "head_dim", "dtype", "lease_ttl_s"):
+        where.ClearField(name)
+    where.ClearField("wire_format")
+    return where
 
 
 def piece_of(
@@ -63,10 +88,15 @@ def piece_of(
 
 @dataclass(slots=True)
 class Arrived:
-    """What has come in on one stream."""
+    """What has come in on one stream, and when."""
 
+    announced_at_s: float = 0.0
+    first_credit_at_s: float = 0.0
+    all_credit_at_s: float = 0.0
     num_bytes: int = 0
     num_segments: int = 0
+    first_byte_at_s: float | None = None
+    last_byte_at_s: float = 0.0
     last_at_s: float = 0.0
     """Of the End frame, or of a segment fetched again after it: before, prefill still computes."""
 
@@ -74,11 +104,23 @@ class Arrived:
         """One segment, refetched ones too."""
         self.num_bytes += num_bytes
         self.num_segments += 1
-        self.last_at_s = now_s
+        self.first_byte_at_s = now_s if self.first_byte_at_s is None else self.first_byte_at_s
+        self.last_byte_at_s = self.last_at_s = now_s
+
+    def credited(self, now_s: float) -> None:
+        """A credit was granted; the last one is for all."""
+        self.first_credit_at_s = self.first_credit_at_s or now_s
+        self.all_credit_at_s = now_s
 
 
 def result_of(
-    end: pb.FetchEnd, arrived: Arrived, *, num_tokens: int, committed_at_s: float
+    end: pb.FetchEnd,
+    arrived: Arrived,
+    *,
+    carrier: str,
+    num_tokens: int,
+    num_reused_tokens: int,
+    committed_at_s: float,
 ) -> FetchResult:
     """The result of a committed fetch. Raises InvalidRequest."""
     bounds = Bounds()
@@ -99,6 +141,15 @@ def result_of(
         num_kv_bytes=arrived.num_bytes,
         num_segments=arrived.num_segments,
         num_kv_tokens=num_tokens,
-        carrier=CARRIER,
+        num_reused_tokens=num_reused_tokens,
+        carrier=carrier,
+        reserve_s=arrived.all_credit_at_s - arrived.announced_at_s,
+        first_byte_s=_between(arrived.first_credit_at_s, arrived.first_byte_at_s),
+        streaming_s=_between(arrived.first_byte_at_s, arrived.last_byte_at_s),
     )
     return FetchResult(token=token, timing=timing)
+
+
+def _between(start_s: float | None, stop_s: float | None) -> float:
+    """0 where nothing was sent."""
+    return 0.0 if start_s is None or stop_s is None else max(0.0, stop_s - start_s)

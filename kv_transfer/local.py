@@ -8,7 +8,7 @@ from core.errors import StaleFence, UnknownRequest
 from core.handoff import SinkState, SourceState
 from core.request import Fence
 from core.timing import HandoffTiming
-from core.work import KvLostReason
+from core.work import KvLostReason, Peer
 from kv_transfer.book import Reading, SourceBook
 from kv_transfer.errors import KvLost
 from kv_transfer.fetch import Fetcher
@@ -77,15 +77,15 @@ class NearestFetch:
     async def run(
         self,
         sink: Sink,
-        address: str,
+        peer: Peer,
         *,
         num_tokens: int,
         reserve: Callable[[Sink], Awaitable[None]],
     ) -> FetchResult:
         """One attempt; see LocalFetch.run and Fetcher.run."""
-        if address == self._own_address:
+        if peer.address == self._own_address:
             return await self._local.run(sink, num_tokens=num_tokens)
-        return await self._fetcher.run(sink, address, num_tokens=num_tokens, reserve=reserve)
+        return await self._fetcher.run(sink, peer, num_tokens=num_tokens, reserve=reserve)
 
 
 async def _first_token(reading: Reading) -> FirstToken:

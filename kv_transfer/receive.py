@@ -2,32 +2,26 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-import grpc.aio
-
-from core.clock import Clock
-from core.config import HandoffConfig
 from core.errors import IllegalTransition, InvalidRequest
 from core.handoff import SinkState
 from core.request import Fence
 from core.work import KvLostReason
-from kv_transfer.copies import all_ended, within_blocks
-from kv_transfer.digest import kv_digest, segment_checksum
+from kv_transfer.carriers.contract import CarrierUnusable, Inlet
+from kv_transfer.carriers.inline import InlineInlet
 from kv_transfer.errors import KvLost
-from kv_transfer.frames import Arrived, check_announce, piece_of, result_of
+from kv_transfer.frames import Arrived, Expected, check_announce, result_of
+from kv_transfer.kv_host import KvHost
+from kv_transfer.landing import Landing
+from kv_transfer.outgoing import Outgoing
 from kv_transfer.result import FetchResult
-from kv_transfer.sink import Sink, Write
-from kv_transfer.stores import KvStore
+from kv_transfer.sink import Sink
+from kv_transfer.wire_format import wire_format
 from rpc.codec import Undecodable
 from rpc.kv_wire import FetchCall, FetchFrame
 from rpc.pb import kv_transfer_pb2 as pb
-
-MAX_COPIES = 4
-"""Segments received and not yet in their blocks; beyond, the stream is not read."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,21 +29,20 @@ class Receiver:
     """Walks one sink through one attempt. All but the scatters runs on the event loop's thread."""
 
     sink: Sink
-    num_tokens: int
+    expected: Expected
     call: FetchCall
+    source_id: str
+    """Who sends, for the log."""
     reserve: Callable[[Sink], Awaitable[None]]
     renew: Callable[[float], Awaitable[None]]
     """Keeps the lease alive, given its time, until cancelled. Raises KvLost."""
-    store: KvStore
-    clock: Clock
-    config: HandoffConfig
-    copies: Executor
+    host: KvHost
     attempt: Fence = field(init=False)
     _committed: "asyncio.Future[FetchResult]" = field(init=False)
-    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_COPIES))
-    _copying: set["asyncio.Future[int]"] = field(default_factory=set)
-    _damaged: set[int] = field(default_factory=set)
-    """Segments asked for again and not here yet."""
+    _outgoing: Outgoing = field(init=False)
+    _inlet: Inlet = field(default_factory=InlineInlet)
+    _landing: Landing | None = None
+    """Once announced."""
     _arrived: Arrived = field(default_factory=Arrived)
     _end: pb.FetchEnd | None = None
     _read_limit: asyncio.Timeout | None = None
@@ -59,27 +52,38 @@ class Receiver:
     def __post_init__(self) -> None:
         self.attempt = self.sink.fence
         self._committed = asyncio.get_running_loop().create_future()
+        self._outgoing = Outgoing(self.call)
 
-    async def run(self) -> FetchResult:
+    async def run(self, opening: pb.FetchOpen) -> FetchResult:
         """Receive and commit. Raises KvLost, what `reserve` raises, grpc's errors; in groups."""
+        self._outgoing.put(pb.FetchRequest(open=opening))
         try:
             async with asyncio.TaskGroup() as group:
-                receiving = group.create_task(self._receive())
+                tasks = (
+                    group.create_task(self._outgoing.run()),
+                    group.create_task(self._receive()),
+                )
                 result = await self._committed
-                receiving.cancel()
+                for task in tasks:
+                    task.cancel()
             return result
         finally:
-            # No copy outlives its attempt: the owner may do with the blocks as it likes.
             self._committed.cancel()
-            await all_ended({*self._copying, self._committed})
+            try:
+                if self._landing is not None:
+                    await self._landing.ended()
+            finally:
+                self._inlet.close()
 
     async def _receive(self) -> None:
         announce = await self._announced()
+        await self._attach(announce)
+        landing = self._landing = self._landing_of()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._grant())
             renewing = group.create_task(self._renewed(announce.lease_ttl_s))
-            while self._end is None or self._damaged:
-                await self._take(await self._read())
+            while self._end is None or await landing.misses_any():
+                await self._take(await self._read(), landing)
             # All is here but for copies under way: from now on the source may die.
             renewing.cancel()
 
@@ -89,37 +93,66 @@ class Receiver:
     async def _announced(self) -> pb.Announce:
         """The first frame. Without a limit: the prefill may queue as long as the request may."""
         frame = await self._read()
-        announce = check_announce(frame.message, self.sink.layout, self.num_tokens)
+        announce = check_announce(frame.message, self.expected)
         self._check_attempt()
-        self.sink.announce(self.num_tokens)
+        self.sink.announce(announce.num_tokens)
+        self._arrived.announced_at_s = self.host.clock.now_s()
         return announce
+
+    async def _attach(self, announce: pb.Announce) -> None:
+        """Reach the announced carrier, or ask for inline payloads, before any credit."""
+        try:
+            inlet = self.host.carriers.inlet(announce.carrier)
+            try:
+                async with asyncio.timeout(self.host.config.progress_timeout_s):
+                    await inlet.attach(announce)
+            except BaseException:
+                inlet.close()
+                raise
+        except (CarrierUnusable, TimeoutError) as error:
+            reason = str(error) or f"not reached in {self.host.config.progress_timeout_s} s"
+            self.host.carriers.note_fallback(self.source_id, announce.carrier, reason)
+            fallback = pb.Fallback(reason=reason[:256])
+            self._outgoing.put(pb.FetchRequest(fallback=fallback))
+        else:
+            self._inlet = inlet
+
+    def _landing_of(self) -> Landing:
+        return Landing(
+            sink=self.sink,
+            attempt=self.attempt,
+            inlet=self._inlet,
+            store=self.host.store,
+            wire=wire_format(self.expected.wire_format, self.sink.layout),
+            copies=self.host.copies,
+            refetch=self._refetch,
+            emptied=self._outgoing.emptied,
+            landed=self._landed,
+        )
 
     async def _grant(self) -> None:
         """Credit as room is made, until the whole prompt has blocks."""
-        credit = 0
-        while credit < self.num_tokens:
+        credit, sink = 0, self.sink
+        while credit < sink.num_tokens:
             self._check_attempt()
-            if self.sink.num_missing_blocks or not self.sink.can_reserve:
-                await self.reserve(self.sink)
+            if sink.num_missing_blocks or not sink.can_reserve:
+                await self.reserve(sink)
             else:
                 # Retargeted: the blocks are here already.
-                self.sink.reserve(())
+                sink.reserve(())
             self._check_attempt()
-            before, room = credit, len(self.sink.block_ids) * self.sink.layout.block_size
-            credit = min(self.num_tokens, room)
-            if credit <= before or self.sink.state is not SinkState.RECEIVING:
-                raise IllegalTransition(f"{self.sink.handoff_id}: reserve() made no room")
-            await self.send(pb.FetchRequest(credit=pb.Credit(num_tokens=credit)))
+            before, room = credit, len(sink.block_ids) * sink.layout.block_size
+            credit = min(sink.num_tokens, room)
+            if credit <= before or sink.state is not SinkState.RECEIVING:
+                raise IllegalTransition(f"{sink.handoff_id}: reserve() made no room")
+            self._arrived.credited(self.host.clock.now_s())
+            granted = pb.Credit(num_tokens=credit, num_cached_tokens=sink.num_cached_tokens)
+            self._outgoing.put(pb.FetchRequest(credit=granted))
         self._all_granted = True
         self._limit_read()
 
-    async def send(self, request: pb.FetchRequest) -> None:
-        # When the stream has ended, the read under way says why.
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self.call.write(request)
-
     async def _read(self) -> FetchFrame:
-        limit_s = self.config.progress_timeout_s
+        limit_s = self.host.config.progress_timeout_s
         try:
             async with asyncio.timeout(None) as self._read_limit:
                 self._limit_read()
@@ -138,102 +171,72 @@ class Receiver:
         """The source owes frames once everything is credited; before, it may wait for us."""
         if self._all_granted and self._read_limit is not None:
             now_s = asyncio.get_running_loop().time()
-            self._read_limit.reschedule(now_s + self.config.progress_timeout_s)
+            self._read_limit.reschedule(now_s + self.host.config.progress_timeout_s)
 
-    async def _take(self, frame: FetchFrame) -> None:
+    async def _take(self, frame: FetchFrame, landing: Landing) -> None:
         self._check_attempt()
         kind = frame.message.WhichOneof("message")
         if kind == "segment":
-            await self._take_segment(frame.message.segment, frame.payload)
+            await self._take_segment(frame, landing)
         elif kind == "end" and self._end is None:
             self._end = end = frame.message.end
-            self._arrived.last_at_s = self.clock.now_s()
+            self._arrived.last_at_s = self.host.clock.now_s()
             # Checked before anything rests on it: a commit cannot be taken back.
             self._result(end)
             self.sink.end(self.attempt, end.digest)
             self._settle()
         # Else a beat, which has done its work by arriving, or a repetition.
 
+    async def _take_segment(self, frame: FetchFrame, landing: Landing) -> None:
+        header = frame.message.segment
+        limit_s = self.host.config.progress_timeout_s
+        self._arrived.add(header.num_bytes, self.host.clock.now_s())
+        try:
+            async with asyncio.timeout(limit_s):
+                await landing.take(header, frame.payload)
+        except TimeoutError:
+            raise KvLost(KvLostReason.STALLED, f"no payload in {limit_s} s") from None
+
     def _check_attempt(self) -> None:
         if self.sink.fence != self.attempt or self.sink.state is SinkState.ENDED:
             raise KvLost(KvLostReason.LEASE, f"{self.attempt} ended while its stream was open")
 
-    async def _take_segment(self, header: pb.SegmentHeader, payload: memoryview) -> None:
-        self._arrived.add(payload.nbytes, self.clock.now_s())
-        piece = piece_of(header, self.attempt, self.sink.layout, self.num_tokens)
-        # On the loop's thread: a hop to another costs as much as this sum.
-        whole = (
-            piece is not None
-            and payload.nbytes == piece.num_bytes(self.sink.layout)
-            and segment_checksum(payload) == header.checksum
-        )
-        if piece is None or not whole:
-            await self._refetch(header.index)
-            return
-        self._damaged.discard(header.index)
-        await self._slots.acquire()
-        write = self.sink.begin_write(self.attempt, piece)
-        if write is None:
-            self._slots.release()
-        else:
-            self._scatter(write, payload)
+    def _refetch(self, index: int) -> None:
+        if self.sink.corrupt(self.attempt):
+            self._outgoing.put(pb.FetchRequest(refetch=pb.Refetch(index=index)))
+        elif self.sink.fence == self.attempt:
+            limit = self.host.config.max_refetches
+            self._fail(KvLost(KvLostReason.CORRUPT, f"more than {limit} segments were damaged"))
 
-    async def _refetch(self, index: int) -> None:
-        if not self.sink.corrupt(self.attempt):
-            self._check_attempt()
-            limit = self.config.max_refetches
-            raise KvLost(KvLostReason.CORRUPT, f"more than {limit} segments were damaged")
-        self._damaged.add(index)
-        await self.send(pb.FetchRequest(refetch=pb.Refetch(index=index)))
-
-    def _scatter(self, write: Write, payload: memoryview) -> None:
-        """Start a copy; its end is a callback, which unlike a task cannot be cancelled unborn."""
-        copy = partial(self._copy, write, payload)
-        try:
-            future = asyncio.get_running_loop().run_in_executor(self.copies, copy)
-        except BaseException:
-            self.sink.end_write(write, None)
-            raise
-        self._copying.add(future)
-        future.add_done_callback(partial(self._scattered, write))
-
-    def _copy(self, write: Write, payload: memoryview) -> int:
-        """In a copy thread."""
-        tokens = within_blocks(write.range, self.sink.layout.block_size)
-        self.store.scatter(write.range.layers, write.block_ids, tokens, payload)
-        return kv_digest(payload, self.sink.layout, write.range)
-
-    def _scattered(self, write: Write, future: "asyncio.Future[int]") -> None:
-        self._copying.discard(future)
-        self._slots.release()
-        failed = None if future.cancelled() else future.exception()
-        self.sink.end_write(write, None if failed or future.cancelled() else future.result())
-        if failed is not None:
-            self._fail(failed)
+    def _landed(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._fail(error)
         else:
             self._settle()
 
     def _settle(self) -> None:
         """Commit when everything is here, at once: after a wait it could be another attempt's."""
-        if self._end is None or self._copying or self._damaged or self._committed.done():
+        if self._end is None or self._landing is None or not self._landing.is_quiet:
             return
-        if self.sink.fence != self.attempt or self.sink.state is not SinkState.RECEIVING:
+        if self._committed.done() or self.sink.state is not SinkState.RECEIVING:
+            return
+        if self.sink.fence != self.attempt:
             return
         if not self.sink.is_whole:
             self._fail(KvLost(KvLostReason.CORRUPT, "segments are missing at the end"))
         elif not self.sink.commit():
-            self.sink.lost_at_s = self.clock.now_s()
+            self.sink.lost_at_s = self.host.clock.now_s()
             self._fail(KvLost(KvLostReason.CORRUPT, "the digest of the whole is wrong"))
         else:
             self._committed.set_result(self._result(self._end))
 
     def _result(self, end: pb.FetchEnd) -> FetchResult:
+        make = partial(result_of, end, self._arrived, committed_at_s=self.host.clock.now_s())
         try:
-            return result_of(
-                end,
-                self._arrived,
-                num_tokens=self.num_tokens,
-                committed_at_s=self.clock.now_s(),
+            return make(
+                carrier=self._inlet.carrier,
+                num_tokens=self.sink.num_tokens,
+                num_reused_tokens=self.sink.num_cached_tokens,
             )
         except InvalidRequest as error:
             raise KvLost(KvLostReason.CORRUPT, str(error)) from None

@@ -1,26 +1,29 @@
 """The sending half of one Fetch stream: announce, segments against credits, end."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from core.clock import Clock
-from core.config import HandoffConfig
 from core.errors import BatonError, PeerLost, StaleFence, UnknownRequest
 from core.handoff import SourceState
-from core.kv_layout import KvLayout
 from kv_transfer.book import Reading
+from kv_transfer.carriers.contract import CarrierUnusable, Outlet, Place
+from kv_transfer.carriers.inline import INLINE, InlineOutlet
 from kv_transfer.copies import run_to_end, within_blocks
-from kv_transfer.digest import kv_digest, segment_checksum
+from kv_transfer.digest import kv_digest
 from kv_transfer.errors import LeaseEnded
 from kv_transfer.frames import announce_of
+from kv_transfer.kv_host import KvHost
 from kv_transfer.source import NO_ATTEMPT, FirstToken, Outcome, Read, Segment, Source
-from kv_transfer.stores import KvStore
+from kv_transfer.wire_format import WireFormat
 from rpc.convert import finish_reason_to_pb, logprobs_to_pb
 from rpc.kv_wire import write_frame
 from rpc.pb import kv_transfer_pb2 as pb
+
+logger = logging.getLogger(__name__)
 
 MAX_QUEUED_FRAMES = 2
 """Gathered while one is being written: enough to keep both busy; bounds memory per stream."""
@@ -32,6 +35,16 @@ _BEAT = write_frame(pb.FetchResponse())
 
 class _End:
     """Stands in the queue for the last frame, whose times are known when its turn comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    """One segment, gathered."""
+
+    outlet: Outlet
+    header: pb.SegmentHeader
+    place: Place
+    frame: bytes
 
 
 @dataclass(slots=True)
@@ -62,12 +75,10 @@ class Sender:
 
     reading: Reading
     write: Callable[[bytes], Awaitable[None]]
-    store: KvStore
-    layout: KvLayout
-    clock: Clock
-    config: HandoffConfig
-    copies: Executor
-    _frames: "asyncio.Queue[bytes | _End]" = field(
+    outlet: Outlet
+    wire: WireFormat
+    host: KvHost
+    _frames: "asyncio.Queue[_Filled | bytes | _End]" = field(
         default_factory=lambda: asyncio.Queue(MAX_QUEUED_FRAMES)
     )
     _digest: int = 0
@@ -80,13 +91,44 @@ class Sender:
         """
         if not await self._started():
             return
-        num_tokens = self.reading.source.num_tokens
-        announce = announce_of(self.layout, num_tokens, self.config.lease_ttl_s)
-        await self._write(write_frame(pb.FetchResponse(announce=announce)))
+        await self._announce()
         async with asyncio.TaskGroup() as group:
             writing = group.create_task(self._write_frames())
             await self._gather_frames()
             writing.cancel()
+
+    def fall_back(self, reason: str) -> None:
+        """The reader cannot use the carrier: inline from here. It says so before any credit."""
+        logger.info("carrier fallback carrier=%s why=%s", self.outlet.carrier, reason[:256])
+        self._close_outlet()
+
+    def emptied(self, num_segments: int) -> None:
+        """The reader needs so many payloads no more."""
+        self.outlet.emptied(num_segments)
+
+    def close(self) -> None:
+        """The stream has ended, and `run` with it."""
+        self._close_outlet()
+
+    def _close_outlet(self) -> None:
+        closed, self.outlet = self.outlet, InlineOutlet()
+        closed.close()
+
+    async def _announce(self) -> None:
+        host, num_tokens = self.host, self.reading.source.num_tokens
+        lease_ttl_s = host.config.lease_ttl_s
+        announce = announce_of(host.layout, num_tokens, lease_ttl_s, self.wire.name)
+        announce.carrier = self.outlet.carrier
+        self.outlet.announce(announce)
+        await self._write(write_frame(pb.FetchResponse(announce=announce)))
+        if self.outlet.carrier == INLINE:
+            return
+        try:
+            async with asyncio.timeout(self.host.config.progress_timeout_s):
+                await self.outlet.attach()
+        except (CarrierUnusable, TimeoutError) as error:
+            # The reader will find the same, and both go on inline.
+            self.fall_back(str(error) or "the reader did not come")
 
     async def _started(self) -> bool:
         """Wait until the prefill has its blocks. False: it ended well before."""
@@ -105,7 +147,7 @@ class Sender:
             self.reading.changed.clear()
             if self._is_over():
                 return
-            if (segment := reader.next_segment(self.layout, source.frontier)) is not None:
+            if (segment := reader.next_segment(self.host.layout, source.frontier)) is not None:
                 await self._send_segment(segment)
             elif not end_queued and source.first_token and reader.is_done(source.num_tokens):
                 end_queued = True
@@ -126,36 +168,47 @@ class Sender:
 
     async def _wait(self, source: Source) -> None:
         """Until something changes; what is spent for want of credit is noted."""
-        started_at_s = self.clock.now_s()
+        started_at_s = self.host.clock.now_s()
         token = source.first_token
         no_credit = token and self.reading.reader.waits_for_credit(source.frontier)
         try:
-            async with asyncio.timeout(self.config.progress_timeout_s / BEATS_PER_TIMEOUT):
+            async with asyncio.timeout(self.host.config.progress_timeout_s / BEATS_PER_TIMEOUT):
                 await self.reading.changed.wait()
         except TimeoutError:
             if token is None:
                 await self._frames.put(_BEAT)
         if no_credit:
-            self._times.credit_wait_s += self.clock.now_s() - started_at_s
+            self._times.credit_wait_s += self.host.clock.now_s() - started_at_s
 
     async def _send_segment(self, segment: Segment) -> None:
+        num_bytes = self.wire.num_bytes(self.host.layout, segment.range)
+        async with self._patience("emptied no segment"):
+            place = await self.outlet.place(num_bytes)
+        # While it waited, the source may have ended: its blocks are gone then.
+        if self._is_over():
+            return
         read = self.reading.source.begin_read(segment)
         intact = False
         try:
-            frame, digest = await run_to_end(self.copies, partial(self._gather, read))
+            gather = partial(self._gather, read, self.outlet, place)
+            filled = await run_to_end(self.host.copies, gather)
         finally:
             intact = self.reading.source.end_read(read)
         # Otherwise its blocks were released meanwhile: the source has ended, as the loop will see.
         if intact:
             if not segment.resent:
-                self._digest += digest
-            await self._frames.put(frame)
+                self._digest += filled.header.checksum
+            await self._frames.put(filled)
 
-    def _gather(self, read: Read) -> tuple[bytes, int]:
-        """In a copy thread: one segment's frame and digest."""
+    def _gather(self, read: Read, outlet: Outlet, place: Place) -> _Filled:
+        """In a copy thread: one segment's payload, checksum and frame."""
         piece = read.segment.range
-        tokens = within_blocks(piece, self.layout.block_size)
-        payload = memoryview(self.store.gather(piece.layers, read.block_ids, tokens))
+        tokens = within_blocks(piece, self.host.layout.block_size)
+        if self.wire.is_stored:
+            self.host.store.gather_into(piece.layers, read.block_ids, tokens, place.buffer)
+        else:
+            stored = memoryview(self.host.store.gather(piece.layers, read.block_ids, tokens))
+            self.wire.encode(stored, place.buffer, self.host.layout)
         header = pb.SegmentHeader(
             index=read.segment.index,
             attempt=self.reading.reader.fence.attempt,
@@ -164,23 +217,31 @@ class Sender:
             token_start=piece.tokens.start,
             num_tokens=len(piece.tokens),
             head_start=0,
-            num_heads=self.layout.num_kv_heads,
-            checksum=segment_checksum(payload),
+            num_heads=self.host.layout.num_kv_heads,
+            num_bytes=place.buffer.nbytes,
+            checksum=kv_digest(
+                place.buffer,
+                head_bytes=self.wire.head_bytes(self.host.layout),
+                num_heads=self.host.layout.num_kv_heads,
+                piece=piece,
+            ),
         )
-        frame = write_frame(pb.FetchResponse(segment=header), payload)
-        return frame, kv_digest(payload, self.layout, piece)
+        return _Filled(outlet, header, place, outlet.frame(header, place))
 
     async def _write_frames(self) -> None:
         while True:
             frame = await self._frames.get()
-            token = self.reading.source.first_token
-            if isinstance(frame, _End):
+            if isinstance(frame, _Filled):
+                await self._write(frame.frame)
+                async with self._patience("took no payload"):
+                    await frame.outlet.sent(frame.header, frame.place)
+                self._times.sent(self.host.clock.now_s())
+            elif isinstance(frame, _End):
+                token = self.reading.source.first_token
                 assert token is not None, "the end is queued after the first token"
                 await self._write(write_frame(pb.FetchResponse(end=self._end(token))))
             else:
                 await self._write(frame)
-                if frame is not _BEAT:
-                    self._times.sent(self.clock.now_s())
 
     def _end(self, token: FirstToken) -> pb.FetchEnd:
         end = pb.FetchEnd(
@@ -195,12 +256,18 @@ class Sender:
         return end
 
     async def _write(self, frame: bytes) -> None:
-        limit_s = self.config.progress_timeout_s
+        async with self._patience("made no room for a frame"):
+            await self.write(frame)
+
+    @asynccontextmanager
+    async def _patience(self, what: str) -> AsyncIterator[None]:
+        """For one wait on the reader."""
+        limit_s = self.host.config.progress_timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                await self.write(frame)
+                yield
         except TimeoutError:
-            raise PeerLost(f"the reader made no room for a frame in {limit_s} s") from None
+            raise PeerLost(f"the reader {what} in {limit_s} s") from None
 
 
 def _ended_badly(source: Source) -> BatonError:

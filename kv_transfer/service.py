@@ -1,24 +1,26 @@
 """The KvTransfer service over one instance's SourceBook."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc.aio
 
-from core.clock import Clock
-from core.config import HandoffConfig
 from core.errors import Incompatible, KvCorrupt
-from core.ids import Fingerprint, HandoffId
-from core.kv_layout import KvLayout
+from core.ids import HandoffId
+from core.kv_layout import WIRE_FORMATS
 from core.limits import MAX_KV_FRAME_BYTES
+from core.member import INSTANCE_ID
 from core.request import Fence
+from core.validation import TENANT
 from core.work import PROTOCOL_VERSION
 from kv_transfer.book import Reading, SourceBook
+from kv_transfer.kv_host import KvHost
 from kv_transfer.send import Sender
-from kv_transfer.stores import KvStore
+from kv_transfer.shelf import Shelf
+from kv_transfer.wire_format import wire_format
 from rpc import kv_wire
 from rpc.bounds import Bounds
 from rpc.codec import Undecodable, undecodable
@@ -28,6 +30,8 @@ from rpc.status import status_boundary
 
 MIN_SEGMENT_BYTES = 4 * 1024
 MAX_TOKENS = 2**31 - 1
+MAX_OFFERS = 8
+MAX_PLACE_CHARS = 256
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Requests: TypeAlias = AsyncIterator[pb.FetchRequest | Undecodable]
@@ -39,7 +43,11 @@ class _Opening:
 
     handoff_id: HandoffId
     fence: Fence
+    fetcher_id: str
     max_segment_bytes: int
+    offers: Sequence[pb.CarrierOffer]
+    wire_format: str
+    prefix: pb.PrefixWanted | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +55,8 @@ class KvTransferService:
     """Serves one rank's KV to decode instances."""
 
     book: SourceBook
-    store: KvStore
-    layout: KvLayout
-    clock: Clock
-    config: HandoffConfig
-    copies: Executor = field(repr=False)
-    """Threads for gathers; the event loop must stay free."""
-    fingerprint: Fingerprint
+    shelf: Shelf
+    host: KvHost
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register with a server."""
@@ -63,18 +66,33 @@ class KvTransferService:
         """Send one handoff's KV; see the contract."""
         async with status_boundary(context):
             opening = await self._open(requests)
-            with self.book.reading(
-                opening.handoff_id,
-                opening.fence,
-                max_segment_bytes=opening.max_segment_bytes,
-            ) as reading:
-                await self._serve(reading, requests, context)
+            with (
+                self._lent(opening),
+                self.book.reading(
+                    opening.handoff_id,
+                    opening.fence,
+                    max_segment_bytes=opening.max_segment_bytes,
+                ) as reading,
+            ):
+                await self._serve(reading, opening, requests, context)
+
+    def _lent(self, opening: _Opening) -> AbstractContextManager[object]:
+        """What makes a source of cached KV, where no handoff is asked for."""
+        if (wanted := opening.prefix) is None:
+            return nullcontext()
+        return self.shelf.lend(
+            opening.handoff_id,
+            opening.fence,
+            token_ids=wanted.token_ids,
+            tenant=wanted.tenant,
+            max_tokens=wanted.max_tokens,
+        )
 
     async def renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
         """Extend a lease."""
         async with status_boundary(context):
             self.book.renew(handoff_id_from_pb(request.handoff_id), fence_from_pb(request.fence))
-        return pb.RenewReply(lease_ttl_s=self.config.lease_ttl_s)
+        return pb.RenewReply(lease_ttl_s=self.host.config.lease_ttl_s)
 
     async def release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseReply:
         """End a lease."""
@@ -86,7 +104,7 @@ class KvTransferService:
     async def _open(self, requests: Requests) -> _Opening:
         try:
             # The opening is on its way with the call; a stream without one holds nothing for long.
-            async with asyncio.timeout(self.config.unknown_handoff_wait_s):
+            async with asyncio.timeout(self.host.config.unknown_handoff_wait_s):
                 first = await anext(requests, None)
         except TimeoutError:
             first = None
@@ -101,36 +119,52 @@ class KvTransferService:
         bounds.number(
             "max_segment_bytes", message.max_segment_bytes, MIN_SEGMENT_BYTES, MAX_KV_FRAME_BYTES
         )
+        bounds.count("offers", message.offers, 0, MAX_OFFERS)
+        for offer in message.offers:
+            bounds.count("offers.place", offer.place, 0, MAX_PLACE_CHARS)
+        if message.wire_format not in WIRE_FORMATS:
+            bounds.refuse("wire_format", f"must be of {', '.join(WIRE_FORMATS)}")
+        if message.HasField("prefix"):
+            _check_prefix(bounds, message.prefix)
+        bounds.text("fetcher_id", message.fetcher_id, INSTANCE_ID)
         bounds.settle()
         if message.protocol_version != PROTOCOL_VERSION:
             raise Incompatible(f"protocol {message.protocol_version}, here {PROTOCOL_VERSION}")
-        if message.fingerprint != self.fingerprint:
+        if message.fingerprint != self.host.fingerprint:
             raise Incompatible("the fingerprints differ")
         return _Opening(
             handoff_id=handoff_id_from_pb(message.handoff_id),
             fence=fence_from_pb(message.fence),
+            fetcher_id=message.fetcher_id,
             max_segment_bytes=message.max_segment_bytes,
+            offers=message.offers,
+            wire_format=message.wire_format,
+            prefix=message.prefix if message.HasField("prefix") else None,
         )
 
-    async def _serve(self, reading: Reading, requests: Requests, context: Context) -> None:
+    async def _serve(
+        self, reading: Reading, opening: _Opening, requests: Requests, context: Context
+    ) -> None:
         sender = Sender(
             reading=reading,
             write=context.write,
-            store=self.store,
-            layout=self.layout,
-            clock=self.clock,
-            config=self.config,
-            copies=self.copies,
+            outlet=self.host.carriers.outlet(opening.offers, opening.fetcher_id),
+            wire=wire_format(opening.wire_format, self.host.layout),
+            host=self.host,
         )
-        async with asyncio.TaskGroup() as group:
-            sending = group.create_task(sender.run())
-            listening = group.create_task(self._listen(reading, requests))
-            # Whichever side is through first ends the stream: a reader that closes needs no more.
-            await asyncio.wait((sending, listening), return_when=asyncio.FIRST_COMPLETED)
-            sending.cancel()
-            listening.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(sender.run())
+                listening = group.create_task(self._listen(reading, sender, requests))
+                # Whichever side is through first ends the stream: a reader that closes needs no
+                # more.
+                await asyncio.wait((sending, listening), return_when=asyncio.FIRST_COMPLETED)
+                sending.cancel()
+                listening.cancel()
+        finally:
+            sender.close()
 
-    async def _listen(self, reading: Reading, requests: Requests) -> None:
+    async def _listen(self, reading: Reading, sender: Sender, requests: Requests) -> None:
         """Apply what the reader says, until it closes."""
         num_refetches = 0
         async for request in requests:
@@ -138,12 +172,32 @@ class KvTransferService:
                 raise request.error
             kind = request.WhichOneof("message")
             if kind == "credit":
-                reading.source.credit(reading.reader, request.credit.num_tokens)
+                _credit(reading, request.credit)
+            elif kind == "emptied":
+                sender.emptied(request.emptied.num_segments)
+                continue
+            elif kind == "fallback":
+                sender.fall_back(request.fallback.reason)
             elif kind == "refetch":
                 num_refetches += 1
-                if num_refetches > self.config.max_refetches:
-                    raise KvCorrupt(f"more than {self.config.max_refetches} segments were damaged")
+                if num_refetches > self.host.config.max_refetches:
+                    raise KvCorrupt(
+                        f"more than {self.host.config.max_refetches} segments were damaged"
+                    )
                 reading.source.refetch(reading.reader, request.refetch.index)
             else:
-                raise undecodable("after its opening a Fetch holds credits and refetches")
+                raise undecodable("a Fetch has one opening, and says nothing unknown after it")
             reading.changed.set()
+
+
+def _check_prefix(bounds: Bounds, prefix: pb.PrefixWanted) -> None:
+    if bounds.count("prefix.token_ids", prefix.token_ids, 1, MAX_TOKENS):
+        bounds.number("prefix.max_tokens", prefix.max_tokens, 1, len(prefix.token_ids))
+    bounds.text("prefix.tenant", prefix.tenant, TENANT)
+
+
+def _credit(reading: Reading, credit: pb.Credit) -> None:
+    bounds = Bounds()
+    bounds.number("credit.num_cached_tokens", credit.num_cached_tokens, 0, credit.num_tokens)
+    bounds.settle()
+    reading.source.credit(reading.reader, credit.num_tokens, credit.num_cached_tokens)

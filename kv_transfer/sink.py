@@ -83,6 +83,9 @@ class Sink:
             raise StaleFence(f"{self.handoff_id}: a writer of an earlier attempt has not ended")
         if cached and self.block_ids:
             raise ValueError(f"{self.handoff_id}: cached blocks come before all others")
+        if len(cached) * self.layout.block_size > self.num_tokens:
+            # The next token's KV would be written into the last of them.
+            raise ValueError(f"{self.handoff_id}: a cached block that the prompt does not fill")
         self._advance(SinkEvent.RESERVE)
         self.block_ids += (*cached, *block_ids)
         if cached:
@@ -113,9 +116,12 @@ class Sink:
         was given up, and the segment counts as never arrived."""
         self._writes.discard(write.pin)
         self.blocks.unpin(write.pin)
-        if digest is None or write.attempt != self.fence:
+        if write.attempt != self.fence or self.state is not SinkState.RECEIVING:
             return
-        if self.state is SinkState.RECEIVING:
+        if digest is None:
+            # The place is free again for the segment when it comes once more.
+            _clear(self._claimed, write.range)
+        else:
             _mark(self._covered, write.range)
             self._digest = (self._digest + digest) & _MASK_64
 
@@ -236,3 +242,9 @@ def _mark(masks: list[int], piece: KvRange) -> None:
     bits = _bits(piece.tokens)
     for layer in piece.layers:
         masks[layer] |= bits
+
+
+def _clear(masks: list[int], piece: KvRange) -> None:
+    bits = _bits(piece.tokens)
+    for layer in piece.layers:
+        masks[layer] &= ~bits

@@ -66,8 +66,10 @@ class PrefillJob:
     pins: list[Pin] = field(default_factory=list)
     layers: frozenset[int] = field(default_factory=frozenset)
     """After these a segment can leave."""
+    fetched: range = range(0)
+    """Tokens whose KV was fetched for it before it was queued."""
     num_hit_tokens: int = 0
-    """Whose KV was there when it started."""
+    """Whose KV was there when it started, fetched or not."""
     num_computed: int = 0
     """Hits included."""
     began_at_s: float | None = None
@@ -78,6 +80,11 @@ class PrefillJob:
     def num_tokens(self) -> int:
         """Whose KV is to be computed."""
         return len(self.token_ids)
+
+    @property
+    def num_fetched_tokens(self) -> int:
+        """Of the hits, those that were fetched for it."""
+        return len(range(self.fetched.start, min(self.fetched.stop, self.num_hit_tokens)))
 
     @property
     def claim(self) -> Claim:

@@ -12,6 +12,7 @@ from core.timing import PrefillTiming
 from core.work import WorkRequest
 from kv_transfer.book import SourceBook
 from kv_transfer.source import FirstToken, Outcome, Source
+from prefill_worker.costs import Costs
 from prefill_worker.job import Ended, PrefillJob, Sampled, Started
 from prefill_worker.prompt_blocks import PromptBlocks
 from prefill_worker.scheduler import Chunk, PrefillScheduler, Start
@@ -22,6 +23,8 @@ from worker_host.phase import PhaseLoad, PhaseWork, StepOutcome
 from worker_host.role import RoleBudget
 
 logger = logging.getLogger(__name__)
+
+NOTHING = range(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,7 @@ class PrefillParts:
     max_queued: int
     ageing_s: float
     handoff: HandoffConfig
+    costs: Costs
 
 
 class PrefillPhase:
@@ -56,8 +60,16 @@ class PrefillPhase:
         """Of the running step."""
         self._num_others = 0
 
-    def open(self, work: WorkRequest, *, only_first_token: bool) -> PrefillJob:
-        """Take a prompt into the queue, or refuse it."""
+    def open(
+        self,
+        work: WorkRequest,
+        *,
+        only_first_token: bool,
+        arrived_at_s: float | None = None,
+        fetched: range = NOTHING,
+    ) -> PrefillJob:
+        """Take a prompt into the queue, or refuse it. It arrived now, unless it was held up until
+        the KV of the tokens `fetched` was in the prefix cache."""
         parts = self._parts
         parts.door.check(work, num_kv_tokens=work.num_input_tokens)
         token_ids = work.input_token_ids
@@ -67,7 +79,8 @@ class PrefillPhase:
             # Here and not when its turn comes: a step may be running beside this.
             chain=parts.blocks.names(work.tenant, token_ids),
             only_first_token=only_first_token,
-            arrived_at_s=parts.clock.now_s(),
+            arrived_at_s=parts.clock.now_s() if arrived_at_s is None else arrived_at_s,
+            fetched=fetched,
         )
         # First, since it may end an earlier attempt, whose place in the queue is free then.
         job.source = parts.book.accept(
@@ -108,6 +121,8 @@ class PrefillPhase:
         """Chunks are computed, and prompts whose last one is among them have their token."""
         self.layer_written(self._parts.layout.num_layers - 1)
         chunks, self._chunks = self._chunks, []
+        num_tokens = sum(len(chunk.tokens) for chunk in chunks)
+        self._parts.costs.computed(num_tokens, outcome.ended_at_s - outcome.began_at_s)
         for chunk, (token_id, logprobs) in zip(chunks, outcome.samples, strict=True):
             if (job := chunk.job) not in self._jobs:
                 continue
@@ -182,7 +197,8 @@ class PrefillPhase:
         timing = PrefillTiming(
             queue_s=job.began_at_s - job.arrived_at_s,
             compute_s=sampled_at_s - job.began_at_s,
-            num_hit_tokens=job.num_hit_tokens,
+            num_hit_tokens=job.num_hit_tokens - job.num_fetched_tokens,
+            num_fetched_tokens=job.num_fetched_tokens,
         )
         sampled = Sampled(
             position=job.position,

@@ -7,11 +7,14 @@ from typing import Any
 import grpc.aio
 
 from core.clock import Clock
-from core.errors import DeadlinePassed
+from core.errors import DeadlinePassed, FieldViolation, InvalidRequest
+from core.member import is_address
 from core.model_spec import ModelSpec
+from core.work import Peer, WorkRequest
 from kv_transfer.source import Outcome
 from prefill_worker.job import Ended, Event, PrefillJob, Sampled, Started
 from prefill_worker.phase import PrefillPhase
+from prefill_worker.prefix_fetch import CachedAt, PrefixFetch
 from rpc.convert import finish_reason_to_pb, logprobs_to_pb, work_from_pb
 from rpc.convert_report import prefill_timing_to_pb
 from rpc.pb import workers_pb2, workers_pb2_grpc
@@ -31,8 +34,16 @@ _OUTCOME_TO_PB: Mapping[Outcome, "workers_pb2.LeaseOutcome.ValueType"] = {
 class PrefillService(workers_pb2_grpc.PrefillWorkerServicer):
     """Carries bytes between routers and the phase."""
 
-    def __init__(self, phase: PrefillPhase, door: Door, spec: ModelSpec, clock: Clock) -> None:
+    def __init__(
+        self,
+        phase: PrefillPhase,
+        prefixes: PrefixFetch,
+        door: Door,
+        spec: ModelSpec,
+        clock: Clock,
+    ) -> None:
         self._phase = phase
+        self._prefixes = prefixes
         self._door = door
         self._spec = spec
         self._clock = clock
@@ -44,13 +55,27 @@ class PrefillService(workers_pb2_grpc.PrefillWorkerServicer):
     ) -> None:
         """See workers.proto."""
         async with status_boundary(context):
+            arrived_at_s = self._clock.now_s()
             work = work_from_pb(request.work, self._spec)
             await self._door.check_grammar(work)
-            job = self._phase.open(work, only_first_token=request.only_first_token)
+            job = self._phase.open(
+                work,
+                only_first_token=request.only_first_token,
+                arrived_at_s=arrived_at_s,
+                fetched=await self._fetched(work, request),
+            )
             try:
                 await self._stream(job, context)
             finally:
                 self._phase.close(job)
+
+    async def _fetched(self, work: WorkRequest, request: workers_pb2.PrefillRequest) -> range:
+        """Tokens whose KV came from where they are cached; none as a rule."""
+        if not request.HasField("cached_at"):
+            return range(0)
+        # What is refused is not fetched for.
+        self._door.check(work, num_kv_tokens=work.num_input_tokens)
+        return await self._prefixes.fetch(work, _cached_at(request))
 
     async def _stream(self, job: PrefillJob, context: Context) -> None:
         event: Event | None = None
@@ -66,6 +91,15 @@ class PrefillService(workers_pb2_grpc.PrefillWorkerServicer):
                 return await job.events.get()
         except TimeoutError:
             raise DeadlinePassed(f"not ended after {timeout_s} s") from None
+
+
+def _cached_at(request: workers_pb2.PrefillRequest) -> CachedAt:
+    source = request.cached_at
+    if not source.addresses or not is_address(source.addresses[0]):
+        reason = f"{len(source.addresses)} addresses, the first must be host:port"
+        raise InvalidRequest((FieldViolation("cached_at.addresses", reason),))
+    peer = Peer(source.instance_id, source.addresses[0], source.capability)
+    return CachedAt(peer, request.num_cached_tokens)
 
 
 def event_to_pb(event: Event) -> workers_pb2.PrefillEvent:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from engine.cpu import copy_kernels
 from engine.cpu.int8_kernels import Int8Rows, int8_row, int8_rows, to_floats
 from engine.cpu.layer_kernels import Weight, enter_attention, leave_attention
 from engine.cpu.linear_kernels import linear_row, linear_rows
@@ -23,6 +24,7 @@ def compile_kernels() -> None:
     one = np.ones(1, np.int32)
     table = (np.zeros((1, 1), np.int32), np.zeros(1, np.int32), one)
     decode_rows(heads, (kv, kv), table, (16, 0), 1.0, np.empty_like(heads))
+    copy_kernels.compile_kernels()
 
 
 def compile_int8_kernels() -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from core.model_spec import DTYPE_BYTES, ModelSpec
-from engine.kv_cache import Bytes, KvCache, Run, slot_runs
+from engine.copies import Bytes, HostCopier, Runs, check_layers, payload_rows, slot_runs
+from engine.kv_cache import KvCache
 
 
 @contextmanager
@@ -48,7 +49,7 @@ class SpreadKv:
         self.block_size = parts[0].block_size
         self.num_kv_heads = spec.num_kv_heads
         self._head_bytes = spec.head_dim * DTYPE_BYTES[spec.dtype]
-        self._all = [_Rectangle(part) for part in parts]
+        self._all = [_Rectangle(part, self._head_bytes) for part in parts]
         # Several ranks may hold the same heads, and the same bytes in them: one of them is read.
         firsts = {rectangle.corner: rectangle for rectangle in reversed(self._all)}
         self._distinct = list(firsts.values())
@@ -59,79 +60,65 @@ class SpreadKv:
 
     def gather(self, layers: range, block_ids: Sequence[int], tokens: range) -> memoryview:
         """KV of `tokens` (positions in the request), flat: [layer][k, v][token][head][dim]."""
-        runs = self._runs(layers, block_ids, tokens)
-        out = np.empty(self._shape(layers, tokens), dtype=np.uint8)
+        out = np.empty(self.payload_bytes(len(layers), len(tokens)), np.uint8).data
+        self.gather_into(layers, block_ids, tokens, out)
+        return out
+
+    def gather_into(
+        self, layers: range, block_ids: Sequence[int], tokens: range, out: memoryview
+    ) -> None:
+        """What `gather` returns, into memory that has been touched before: new pages cost several
+        times as much as the copy. Raises ValueError unless `out` is as large, and writable."""
+        runs, rows = self._runs(layers, block_ids, tokens), self._rows(layers, tokens, out)
         for rectangle in self._distinct:
-            rectangle.read(layers, runs, out)
-        return out.reshape(-1).data
+            rectangle.read(layers, runs, rows)
 
     def scatter(
         self, layers: range, block_ids: Sequence[int], tokens: range, payload: memoryview
     ) -> None:
         """Write what `gather` of the same layers and tokens returned, here or elsewhere."""
-        runs = self._runs(layers, block_ids, tokens)
-        got, shape = np.frombuffer(payload, dtype=np.uint8), self._shape(layers, tokens)
-        if got.size != np.prod(shape):
-            raise ValueError(f"payload of {got.size} bytes for KV of {np.prod(shape)} bytes")
+        runs, rows = self._runs(layers, block_ids, tokens), self._rows(layers, tokens, payload)
         for rectangle in self._all:
-            rectangle.write(layers, runs, got.reshape(shape))
+            rectangle.write(layers, runs, rows)
 
-    def _shape(self, layers: range, tokens: range) -> tuple[int, ...]:
-        return len(layers), 2, len(tokens), self.num_kv_heads, self._head_bytes
+    def _rows(self, layers: range, tokens: range, payload: memoryview) -> Bytes:
+        return payload_rows(payload, len(layers), len(tokens), self.payload_bytes(1, 1) // 2)
 
-    def _runs(self, layers: range, block_ids: Sequence[int], tokens: range) -> list[Run]:
-        if layers.step != 1 or not 0 <= layers.start <= layers.stop <= self.num_layers:
-            raise ValueError(f"{layers} is not a run of the {self.num_layers} layers")
-        if tokens.step != 1 or not 0 <= tokens.start <= tokens.stop:
-            raise ValueError(f"{tokens} is not a run of token positions")
-        if tokens.stop > len(block_ids) * self.block_size:
-            raise ValueError(
-                f"tokens up to {tokens.stop} in {len(block_ids)} blocks of {self.block_size}"
-            )
-        return list(slot_runs(block_ids, tokens, self.block_size))
+    def _runs(self, layers: range, block_ids: Sequence[int], tokens: range) -> Runs:
+        check_layers(layers, self.num_layers)
+        return slot_runs(block_ids, tokens, block_size=self.block_size, num_blocks=self.num_blocks)
 
 
 class _Rectangle:
-    """One rank's layers × heads, which are a part of payloads [layer, k/v, token, head, byte]."""
+    """One rank's layers × heads: a part of payloads [layer and k/v, token, byte]."""
 
-    def __init__(self, part: KvCache) -> None:
+    def __init__(self, part: KvCache, head_bytes: int) -> None:
         self._layers = part.shard.layers
         heads = part.shard.kv_heads
-        self._heads = slice(heads.start, heads.stop)
-        # As bytes [layer, k/v, slot, head, byte]: numpy knows no bfloat16.
-        self._bytes: Bytes = part.data.view(torch.uint8).numpy()
+        self._bytes = slice(heads.start * head_bytes, heads.stop * head_bytes)
+        self._copier = HostCopier(part.data)
 
     @property
     def corner(self) -> tuple[int, int]:
         """Equal for ranks that hold the same."""
-        return self._layers.start, self._heads.start
+        return self._layers.start, self._bytes.start
 
-    def read(self, layers: range, runs: Sequence[Run], out: Bytes) -> None:
+    def read(self, layers: range, runs: Runs, out: Bytes) -> None:
         """Fill its part of a payload."""
-        here, there = self._both(layers)
-        for run, place in _placed(runs):
-            out[there, :, place, self._heads] = self._bytes[here, :, run]
+        own, planes = self._both(layers)
+        self._copier.read(own, runs, out[planes, :, self._bytes])
 
-    def write(self, layers: range, runs: Sequence[Run], payload: Bytes) -> None:
+    def write(self, layers: range, runs: Runs, payload: Bytes) -> None:
         """Take its part of a payload."""
-        here, there = self._both(layers)
-        for run, place in _placed(runs):
-            self._bytes[here, :, run] = payload[there, :, place, self._heads]
+        own, planes = self._both(layers)
+        self._copier.write(own, runs, payload[planes, :, self._bytes])
 
     def _both(self, layers: range) -> tuple[slice, slice]:
-        """The layers that are its own, counted from its first and from the payload's first."""
+        """The layers that are its own, counted from its first; and their K and V in a payload."""
         first = max(layers.start, self._layers.start)
         last = max(first, min(layers.stop, self._layers.stop))
         own, payload = self._layers.start, layers.start
-        return slice(first - own, last - own), slice(first - payload, last - payload)
-
-
-def _placed(runs: Sequence[Run]) -> Iterator[tuple[slice, slice]]:
-    """Each run of slots, and where it lies in the payload."""
-    done = 0
-    for start, stop in runs:
-        yield slice(start, stop), slice(done, done + stop - start)
-        done += stop - start
+        return slice(first - own, last - own), slice(2 * (first - payload), 2 * (last - payload))
 
 
 @contextmanager

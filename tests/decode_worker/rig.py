@@ -16,6 +16,7 @@ from core.errors import BatonError
 from core.kv_layout import KvLayout
 from core.load import Load
 from core.prefix import KEY_BYTES
+from core.work import Peer
 from decode_worker.job import Answer
 from decode_worker.parts import DecodeParts
 from decode_worker.phase import DecodePhase
@@ -92,13 +93,13 @@ class NoFetches:
     async def run(
         self,
         sink: Sink,
-        address: str,
+        peer: Peer,
         *,
         num_tokens: int,
         reserve: Callable[[Sink], Awaitable[None]],
     ) -> FetchResult:
         """Never called."""
-        raise AssertionError(sink, address, num_tokens, reserve)
+        raise AssertionError(sink, peer, num_tokens, reserve)
 
 
 async def settle() -> None:
@@ -236,6 +237,7 @@ class Rig:
 
     num_waiting: int = 0
     num_reserving: int = 0
+    has_reserved: bool = False
 
     def sampled(self, answer: Answer, token_id: int, outcome: StepOutcome) -> None:
         """See decode_worker.phase.Reporter."""

@@ -1,7 +1,7 @@
 """Room is given by turn, and never the last blocks of running answers."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from core.blocks import BlockState
 from core.clock import ManualClock
 from core.ids import HandoffId
 from core.kv_layout import KvLayout
+from core.prefix import KEY_BYTES, BlockHash
 from core.request import Fence
 from decode_worker.reservations import Reservations
-from engine.block_allocator import BlockAllocator
 from kv_transfer.sink import Sink
 from policy.fairness import Claim, FairQueue, ServedTokens
 from tests.worker_host.fake_engine import FAKE_SPEC
@@ -35,7 +35,7 @@ class Rig:
     """Ten blocks."""
 
     def __init__(self, num_running: int = 0) -> None:
-        self.blocks = InstanceBlocks(BlockAllocator(10, 4))
+        self.blocks = InstanceBlocks.cached(10, 4, bytes(KEY_BYTES))
         self.running = Running(num_running)
         self.served = ServedTokens()
         self.work = asyncio.Event()
@@ -55,15 +55,26 @@ class Rig:
         sink.announce(num_blocks * 4)
         return sink
 
+    def cache(self, num_tokens: int) -> list[BlockHash]:
+        """Names of a prompt's blocks, which are cached."""
+        chain = self.blocks.names("", range(num_tokens))
+        block_ids = self.blocks.allocate(len(chain), BlockState.OWNED)
+        self.blocks.name(chain, block_ids)
+        self.blocks.release(block_ids, BlockState.OWNED)
+        return chain
+
     @asynccontextmanager
     async def waiting(
-        self, *sinks: Sink, claims: list[Claim] | None = None
+        self,
+        *sinks: Sink,
+        claims: list[Claim] | None = None,
+        chain: Sequence[BlockHash] = (),
     ) -> AsyncIterator[list["asyncio.Task[None]"]]:
         """Each has asked, in order."""
         claims = claims or [Claim(tenant="", priority=0, arrived_at_s=0.0) for _ in sinks]
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self.reservations.reserve(sink, claim))
+                group.create_task(self.reservations.reserve(sink, claim, chain))
                 for sink, claim in zip(sinks, claims, strict=True)
             ]
             await settle()
@@ -183,3 +194,80 @@ async def test_who_holds_a_part_of_its_room_overtakes() -> None:
     async with rig.waiting(other, holder):
         rig.reservations.grant()
         assert granted(other, holder) == [0, 3]
+
+
+# --- what is cached of a prompt ---------------------------------------------------------------
+
+
+async def test_what_is_cached_is_shared_and_the_rest_allocated() -> None:
+    rig = Rig()
+    chain = rig.cache(12)
+    sink = rig.sink(5)
+    async with rig.waiting(sink, chain=chain):
+        assert granted(sink) == [5]
+        assert (sink.num_cached_blocks, sink.num_cached_tokens) == (3, 12)
+        assert list(sink.block_ids[:3]) == rig.blocks.cache.find(chain)
+        counts = rig.blocks.allocator.counts()
+        assert (counts[BlockState.OWNED], counts[BlockState.INCOMING]) == (3, 2)
+    assert sink.stop()
+    rig.blocks.allocator.check()
+    counts = rig.blocks.allocator.counts()
+    assert (counts[BlockState.CACHED], counts[BlockState.FREE]) == (3, 7)
+
+
+async def test_whoever_waits_holds_no_part() -> None:
+    rig = Rig()
+    chain = rig.cache(12)
+    held = rig.blocks.allocate(6, BlockState.OWNED)
+    first, second = rig.sink(5), rig.sink(4, "b")
+    async with rig.waiting(first, second, chain=chain):
+        assert granted(first, second) == [0, 0], "three are cached, and one is free"
+        assert not rig.blocks.allocator.num_holders(rig.blocks.cache.find(chain)[0])
+        rig.blocks.release(held[:1], BlockState.OWNED)
+        await settle()
+        assert granted(first, second) == [5, 0]
+        rig.blocks.release(held[1:2], BlockState.OWNED)
+        await settle()
+        assert granted(first, second) == [5, 4], "three of them are the other's too"
+    for sink in (first, second):
+        assert sink.stop()
+    rig.blocks.allocator.check()
+
+
+async def test_cached_blocks_count_as_free_before_growth() -> None:
+    rig = Rig(num_running=2)
+    chain = rig.cache(40)
+    whole, most = rig.sink(10), rig.sink(8)
+    async with rig.waiting(whole, chain=chain):
+        assert granted(whole) == [0], "no block would be left for those who run"
+    async with rig.waiting(most, chain=chain):
+        assert (granted(most), most.num_cached_blocks) == ([8], 8)
+
+
+async def test_a_block_that_the_prompt_does_not_fill_is_not_shared() -> None:
+    rig = Rig()
+    chain = rig.cache(12)
+    sink = _announced(rig, 11)
+    async with rig.waiting(sink, chain=chain):
+        assert (granted(sink), sink.num_cached_tokens) == ([3], 8)
+    with pytest.raises(ValueError, match="does not fill"):
+        _announced(rig, 3).reserve((), rig.blocks.share(chain[:1]))
+
+
+async def test_a_retargeted_sink_keeps_what_it_shares() -> None:
+    rig = Rig()
+    chain = rig.cache(8)
+    sink = rig.sink(3)
+    async with rig.waiting(sink, chain=chain):
+        before = sink.block_ids
+        sink.retarget(Fence(0, 2))
+        sink.announce(16)
+    async with rig.waiting(sink, chain=rig.cache(16)):
+        assert sink.block_ids[:3] == before
+        assert (granted(sink), sink.num_cached_tokens) == ([4], 8)
+
+
+def _announced(rig: Rig, num_tokens: int) -> Sink:
+    sink = Sink(handoff_id=HandoffId("b"), layout=LAYOUT, blocks=rig.blocks, fence=Fence(0, 1))
+    sink.announce(num_tokens)
+    return sink

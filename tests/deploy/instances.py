@@ -18,6 +18,7 @@ from core.request import Fence, SamplingParams, StopParams
 from core.work import PROTOCOL_VERSION, WorkRequest
 from deploy.assembly import SERVICE_NAMES, Assembled, Compute, Parts, assemble
 from deploy.instance import InstanceSpec, member_of
+from prefill_worker.costs import Costs, MeasuredCosts
 from rpc.convert import fence_to_pb, work_to_pb
 from rpc.dial import ChannelPool, dial
 from rpc.options import Plane
@@ -87,9 +88,13 @@ class Running:
 
 @asynccontextmanager
 async def instance(
-    role: Role, config: Config = CONFIG, compute: Compute | None = None
+    role: Role,
+    config: Config = CONFIG,
+    compute: Compute | None = None,
+    costs: Costs | None = None,
 ) -> AsyncIterator[Running]:
-    """Run one until the block ends, with the fake engine unless another is given."""
+    """Run one until the block ends, with the fake engine unless another is given; fetching cached
+    prefixes never pays unless `costs` say so."""
     engine = config.engine
     runner = FakeRunner(engine.num_blocks, engine.block_size)
     fake = Compute(model=FAKE_SPEC, runner=runner, store=runner.store, fingerprint=FINGERPRINT)
@@ -111,6 +116,7 @@ async def instance(
             prefix_key=PREFIX_KEY,
             dial=channels.get,
             stop=stop,
+            costs=costs or MeasuredCosts(),
         )
         assembled = assemble(parts, server)
 
@@ -269,9 +275,20 @@ def work(
     )
 
 
-def prefill_request(request: WorkRequest, *, only_first_token: bool = False) -> pb.PrefillRequest:
+def prefill_request(
+    request: WorkRequest,
+    *,
+    only_first_token: bool = False,
+    cached_at: Running | None = None,
+    num_cached_tokens: int = 0,
+) -> pb.PrefillRequest:
     """For the prefill service."""
-    return pb.PrefillRequest(work=work_to_pb(request), only_first_token=only_first_token)
+    return pb.PrefillRequest(
+        work=work_to_pb(request),
+        only_first_token=only_first_token,
+        cached_at=None if cached_at is None else kv_source(cached_at),
+        num_cached_tokens=num_cached_tokens,
+    )
 
 
 def decode_request(request: WorkRequest, source: Running) -> pb.DecodeRequest:

@@ -75,6 +75,12 @@ class PlantedEngine:
         self.clock.advance(num_bytes / COPY_BYTES_PER_S)
         return memoryview(bytes(num_bytes))
 
+    def gather_into(
+        self, layers: range, block_ids: Sequence[int], tokens: range, out: memoryview
+    ) -> None:
+        """At the same rate."""
+        out[:] = self.gather(layers, block_ids, tokens)
+
     def scatter(
         self, layers: range, block_ids: Sequence[int], tokens: range, payload: memoryview
     ) -> None:

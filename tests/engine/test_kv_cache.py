@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.model_spec import DTYPE_BYTES, ModelSpec
-from engine.kv_cache import DeviceCopier, HostCopier, KvCache, slot_runs
+from engine.copies import HostCopier, Runs, slot_runs
+from engine.cpu import copy_kernels
+from engine.cuda.copies import DeviceCopier
+from engine.kv_cache import KvCache
 
 SPEC = ModelSpec(
     name="shape",
@@ -46,6 +50,13 @@ def token_by_token(cache: KvCache, layers: range, table: Sequence[int], tokens: 
     return picked.contiguous().view(torch.uint8).numpy().tobytes()
 
 
+def bounds_of(runs: Runs) -> list[tuple[int, int]]:
+    """First and one past the last slot of each run."""
+    return [
+        (first, first + n) for first, _, n in zip(*(part.tolist() for part in runs), strict=True)
+    ]
+
+
 RUNS = [
     # id                     tokens          want
     ("nothing", range(5, 5), []),
@@ -58,7 +69,7 @@ RUNS = [
 
 @pytest.mark.parametrize(("tokens", "want"), [r[1:] for r in RUNS], ids=[r[0] for r in RUNS])
 def test_slot_runs(tokens: range, want: list[tuple[int, int]]) -> None:
-    assert list(slot_runs(TABLE, tokens, BLOCK_SIZE)) == want
+    assert bounds_of(slot_runs(TABLE, tokens, block_size=BLOCK_SIZE, num_blocks=10)) == want
 
 
 @given(
@@ -70,8 +81,11 @@ def test_runs_name_every_slot_in_order(
     table: list[int], block_size: int, bounds: tuple[int, int]
 ) -> None:
     tokens = range(min(bounds), min(max(bounds), 8 * block_size))
-    runs = list(slot_runs(table, tokens, block_size))
+    found = slot_runs(table, tokens, block_size=block_size, num_blocks=8)
+    runs = bounds_of(found)
     slots = [slot for start, stop in runs for slot in range(start, stop)]
+    lengths = [stop - start for start, stop in runs]
+    assert found.places.tolist() == [sum(lengths[:i]) for i in range(len(lengths))]
     assert slots == [table[t // block_size] * block_size + t % block_size for t in tokens]
     assert all(a[1] != b[0] for a, b in pairwise(runs)), "not coalesced"
 
@@ -112,15 +126,39 @@ def test_payload_may_be_readonly_and_unaligned() -> None:
     assert target.gather(range(3), TABLE, range(20)).tobytes() == payload
 
 
+def test_gather_into_fills_memory_that_is_there() -> None:
+    """Unaligned, and nothing beside it."""
+    cache, room = random_cache(), bytearray(1920 + 10)
+    cache.gather_into(range(3), TABLE, range(3, 8), memoryview(room)[3:-7])
+    assert bytes(room[3:-7]) == token_by_token(cache, range(3), TABLE, range(3, 8))
+    assert not any(room[:3] + room[-7:])
+
+
 @pytest.mark.parametrize("dtype", DTYPE_BYTES)
 def test_both_copiers_move_the_same_bytes(dtype: str) -> None:
-    cache, layers, runs = random_cache(dtype), slice(1, 3), [(31, 32), (8, 16), (36, 38)]
+    cache, layers = random_cache(dtype), slice(1, 3)
+    runs = slot_runs(TABLE, range(3, 14), block_size=BLOCK_SIZE, num_blocks=12)
     host, device = HostCopier(cache.data), DeviceCopier(cache.data)
-    payload = host.read(layers, runs)
-    assert np.array_equal(device.read(layers, runs), payload)
+    got, payload = (np.empty((4, 11, cache.payload_bytes(1, 1) // 2), np.uint8) for _ in range(2))
+    host.read(layers, runs, payload)
+    device.read(layers, runs, got)
+    assert np.array_equal(got, payload)
     cache.data[1:3] = 0
     device.write(layers, runs, payload)
-    assert np.array_equal(host.read(layers, runs), payload)
+    host.read(layers, runs, got)
+    assert np.array_equal(got, payload)
+
+
+def test_kernels_are_compiled_before_the_first_copy() -> None:
+    """Once: by what a model's load calls, and by no request."""
+    copy_kernels.compile_kernels()
+    kernels: list[Any] = [copy_kernels.copy_runs, copy_kernels.are_inside]
+    known = [list(kernel.signatures) for kernel in kernels]
+    source, target = random_cache(), random_cache(seed=1)
+    payload = source.gather(range(3), TABLE, range(3, 14))
+    target.scatter(range(3), TABLE, range(3, 14), payload.toreadonly())
+    assert [len(signatures) for signatures in known] == [1, 1]
+    assert [list(kernel.signatures) for kernel in kernels] == known
 
 
 COPIES = [
@@ -160,6 +198,18 @@ MISUSES: list[tuple[str, Misuse, str]] = [
         lambda c: c.scatter(range(3), TABLE, range(5), memoryview(b"1234")),
         "payload of 4 bytes for KV of 1920",
     ),
+    (
+        "little room",
+        lambda c: c.gather_into(range(3), TABLE, range(5), memoryview(bytearray(1919))),
+        "payload of 1919 bytes for KV of 1920",
+    ),
+    (
+        "no room",
+        lambda c: c.gather_into(range(3), TABLE, range(5), memoryview(bytes(1920))),
+        "read-only",
+    ),
+    ("no such block", lambda c: c.gather(range(3), (7, 12), range(5)), "7 to 12 are not all in 12"),
+    ("negative block", lambda c: c.gather(range(3), (-1, 3), range(2)), "-1 to -1 are not"),
     ("two into one", lambda c: c.copy_blocks([(1, 2), (3, 2)]), "copied into one: 2"),
     ("no such source", lambda c: c.copy_blocks([(12, 2)]), "block 12 of 12 cannot"),
     ("no such target", lambda c: c.copy_blocks([(1, -1)]), "block -1 of 12 cannot"),

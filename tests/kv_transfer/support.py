@@ -19,17 +19,21 @@ from core.ids import Fingerprint, HandoffId
 from core.kv_layout import KvLayout
 from core.model_spec import DTYPE_BYTES
 from core.request import Fence
-from core.work import KvLostReason
+from core.work import KvLostReason, Peer
 from engine.block_allocator import BlockAllocator
 from kv_transfer.book import SourceBook
+from kv_transfer.carriers.choose import Carriers
 from kv_transfer.errors import KvLost
 from kv_transfer.fetch import Fetcher, FetchResult
+from kv_transfer.kv_host import KvHost
 from kv_transfer.service import Context, KvTransferService, Requests
+from kv_transfer.shelf import Shelf
 from kv_transfer.sink import Sink
 from kv_transfer.source import FirstToken, Source
 from rpc.dial import ChannelPool
 from rpc.options import Plane
 from rpc.serve import bind, build
+from worker_host.blocks import InstanceBlocks
 
 NUM_BLOCKS = 64
 ID = HandoffId("r/0")
@@ -62,6 +66,11 @@ class NumpyStore:
         slots = self._slots(block_ids, tokens)
         picked = self.data[layers.start : layers.stop][:, :, slots]
         return np.ascontiguousarray(picked).reshape(-1).data
+
+    def gather_into(
+        self, layers: range, block_ids: Sequence[int], tokens: range, out: memoryview
+    ) -> None:
+        out[:] = self.gather(layers, block_ids, tokens)
 
     def scatter(
         self, layers: range, block_ids: Sequence[int], tokens: range, payload: memoryview
@@ -121,6 +130,10 @@ class Instance:
     server: grpc.aio.Server
     address: str
     ended: list[Source] = field(default_factory=list)
+
+    @property
+    def peer(self) -> Peer:
+        return Peer("instance", self.address)
 
     def accept(self, fence: Fence = FIRST, handoff_id: HandoffId = ID) -> Source:
         return self.book.accept(handoff_id, fence, on_ended=self.ended.append)
@@ -186,14 +199,20 @@ async def instance(
     store, blocks = NumpyStore(layout), BlockAllocator(NUM_BLOCKS, layout.block_size)
     book = SourceBook(layout=layout, blocks=blocks, clock=clock, config=config)
     copies = ThreadPoolExecutor(2)
-    service = TamperingService(
-        book=book,
-        store=store,
+    host = KvHost(
+        instance_id="instance",
+        fingerprint=FINGERPRINT,
         layout=layout,
+        store=store,
+        copies=copies,
+        carriers=Carriers((), config.carrier),
         clock=clock,
         config=config,
-        copies=copies,
-        fingerprint=FINGERPRINT,
+    )
+    service = TamperingService(
+        book=book,
+        shelf=Shelf(book, InstanceBlocks(blocks), clock),
+        host=host,
         tamper=tamper or (lambda frame: frame),
     )
     server = await build(Plane.WORKER, ())
@@ -201,14 +220,7 @@ async def instance(
     port = bind(server, "127.0.0.1:0")
     await server.grpc.start()
     pool = ChannelPool()
-    fetcher = Fetcher(
-        store=store,
-        clock=clock,
-        config=config,
-        copies=copies,
-        dial=pool.get,
-        fingerprint=FINGERPRINT,
-    )
+    fetcher = Fetcher(host, pool.get)
     loops = [asyncio.ensure_future(loop()) for loop in (book.reap, fetcher.run_releases)]
     try:
         yield Instance(
@@ -247,7 +259,7 @@ async def fetched(
     """One run of decode's fetcher, bounded."""
     async with asyncio.timeout(20):
         return await decode.fetcher.run(
-            sink, prefill.address, num_tokens=num_tokens, reserve=reserve or decode.reserve
+            sink, prefill.peer, num_tokens=num_tokens, reserve=reserve or decode.reserve
         )
 
 

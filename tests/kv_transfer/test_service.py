@@ -49,6 +49,8 @@ OPEN = pb.FetchOpen(
     fingerprint=FINGERPRINT,
     protocol_version=PROTOCOL_VERSION,
     max_segment_bytes=4096,
+    wire_format="stored",
+    fetcher_id="decode-0",
 )
 
 
@@ -60,12 +62,22 @@ def opening(**fields: object) -> bytes:
     return pb.FetchRequest(open=changed).SerializeToString()
 
 
+def prefix_opening(token_ids: Sequence[int], max_tokens: int) -> bytes:
+    changed = pb.FetchOpen()
+    changed.CopyFrom(OPEN)
+    changed.handoff_id = "other/0"
+    wanted = pb.PrefixWanted(token_ids=token_ids, max_tokens=max_tokens)
+    changed.prefix.CopyFrom(wanted)
+    return pb.FetchRequest(open=changed).SerializeToString()
+
+
 def refetch(index: int) -> bytes:
     return pb.FetchRequest(refetch=pb.Refetch(index=index)).SerializeToString()
 
 
 GARBAGE = b"\xff\xff\xff"
 CREDIT = pb.FetchRequest(credit=pb.Credit(num_tokens=2**32 - 1)).SerializeToString()
+LYING = pb.FetchRequest(credit=pb.Credit(num_tokens=16, num_cached_tokens=17)).SerializeToString()
 HOSTILE: list[tuple[str, list[bytes], type[BatonError]]] = [
     ("garbage", [GARBAGE], InvalidRequest),
     ("garbage after the opening", [opening(), GARBAGE], InvalidRequest),
@@ -78,6 +90,12 @@ HOSTILE: list[tuple[str, list[bytes], type[BatonError]]] = [
     ("odd id", [opening(handoff_id="../../x y")], InvalidRequest),
     ("another version", [opening(protocol_version=99)], Incompatible),
     ("another model", [opening(fingerprint="g")], Incompatible),
+    ("an unknown wire format", [opening(wire_format="zip")], InvalidRequest),
+    ("an odd fetcher", [opening(fetcher_id="../x y")], InvalidRequest),
+    ("more cached than credited", [opening(), LYING], InvalidRequest),
+    ("a prefix of nothing", [prefix_opening([], 0)], InvalidRequest),
+    ("a prefix longer than its prompt", [prefix_opening([1, 2], 3)], InvalidRequest),
+    ("a prefix that nobody caches", [prefix_opening(range(32), 32)], UnknownRequest),
 ]
 
 

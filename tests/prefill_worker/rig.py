@@ -13,6 +13,7 @@ from core.load import Load
 from engine.batch import BatchEntry
 from engine.block_allocator import BlockAllocator
 from kv_transfer.book import SourceBook
+from prefill_worker.costs import MeasuredCosts
 from prefill_worker.job import PrefillJob, Sampled
 from prefill_worker.phase import PrefillParts, PrefillPhase
 from tests.deploy.instances import work
@@ -50,6 +51,7 @@ class Rig:
         """How often somebody was told that there is room."""
         self.blocks.on_freed(self._freed)
         self.clock = ManualClock()
+        self.costs = MeasuredCosts()
         self.runner = FakeRunner(num_blocks, SIZE)
         self.holds = StepHolds(self.blocks)
         self.door = Door(FINGERPRINT, num_blocks, SIZE)
@@ -73,6 +75,7 @@ class Rig:
                 max_queued=64,
                 ageing_s=10.0,
                 handoff=handoff,
+                costs=self.costs,
             )
         )
 

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from core.blocks import BlockState
 from core.handoff import SinkState
-from tests.simulation.content import LAYOUT
+from core.kv_layout import KvRange
+from tests.simulation.content import LAYOUT, cells
 from tests.simulation.profile import SILENCE
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Batch:
         if job.sink.state is not SinkState.COMMITTED:
             return False
         job.block_ids = job.sink.hand_over()
+        assert job.spec is not None
+        self._node.name_blocks(job.spec, job.block_ids, job.num_tokens)
         self._step(job)
         return None
 
@@ -54,11 +57,12 @@ class Batch:
         next_position = job.first_position + len(job.tokens)
         if next_position >= job.spec.num_output_tokens:
             # Done: only what must be replayed is kept.
-            self._node.blocks.release(job.block_ids, BlockState.OWNED)
-            job.block_ids = ()
+            held, job.block_ids = job.block_ids, ()
+            self._node.blocks.release(held, BlockState.OWNED)
             return None
         if not self._grow(job, job.spec.num_prompt_tokens + next_position):
             return None
+        self._write(job, job.spec.num_prompt_tokens + next_position)
         job.tokens.append(job.spec.token_at(next_position))
         self._send(job)
         self._node.later(self._node.world.ticks(4, 40), self._step, job)
@@ -69,6 +73,7 @@ class Batch:
         num_missing = LAYOUT.num_blocks(num_tokens) - len(job.block_ids)
         node = self._node
         if num_missing > node.blocks.num_free:
+            node.world.seen["preempted"] += 1
             node.network.send(None, node.router.on_decode_ended, job.spec, node, job.sink.fence)
             node.end(job)
             return False
@@ -77,6 +82,16 @@ class Batch:
         if node.world.random() < node.world.profile.error:
             node.network.send(None, node.router.on_decode_error, job.spec, node, job.sink.fence)
         return True
+
+    def _write(self, job: "Job", num_tokens: int) -> None:
+        """A step has written the KV of the last of so many tokens, which may fill a block."""
+        spec, node = job.spec, self._node
+        assert spec is not None
+        piece = KvRange(range(LAYOUT.num_layers), range(num_tokens - 1, num_tokens))
+        last = job.block_ids[(num_tokens - 1) // LAYOUT.block_size :]
+        node.allocator.memory.scatter(last, piece, cells(spec, job.salt, piece))
+        if num_tokens % LAYOUT.block_size == 0:
+            node.name_blocks(spec, job.block_ids, num_tokens)
 
     def _send(self, job: "Job") -> None:
         """All that is not acknowledged; the first message says that the KV is committed."""

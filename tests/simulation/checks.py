@@ -1,5 +1,8 @@
 """The rules of the handoff that are judged from outside the machines under test."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from core.blocks import leak_report
 from core.errors import BatonError
 from core.handoff import SourceState
@@ -8,8 +11,13 @@ from core.request import Fence
 from engine.block_allocator import BlockAllocator, IntegrityError
 from kv_transfer.sink import Sink
 from kv_transfer.source import Source
-from tests.simulation.content import LAYOUT, Memory, Spec, cells, whole
+from tests.simulation.content import LAYOUT, Spec, cells, meanings, whole
+from tests.simulation.leaves import Leave
 from tests.simulation.profile import LEASE, TICK_S
+
+if TYPE_CHECKING:
+    from tests.simulation.network import Node
+    from tests.simulation.sending import End
 
 
 class RuleBroken(AssertionError):
@@ -20,13 +28,14 @@ class Checks:
     """What was seen so far, as far as rules need it."""
 
     def __init__(self) -> None:
-        self._committed: set[tuple[HandoffId, Fence]] = set()
+        self._committed: set[tuple[str, HandoffId, Fence]] = set()
         self._owners: dict[tuple[HandoffId, Fence], str] = {}
         self._fences: dict[tuple[str, HandoffId], Fence] = {}
         self._over: dict[tuple[str, HandoffId], tuple[Fence, float]] = {}
         """Place → what was ended there, and until when that is remembered."""
-        self._granted: dict[int, int] = {}
-        """Stream → tokens that its sink has room for."""
+        self._granted: dict[int, tuple[int, int]] = {}
+        """Stream → tokens that its sink has room for, and those that it has already."""
+        self._leaves: set[Leave] = set()
 
     def raised_fence(self, where: str, handoff_id: HandoffId, fence: Fence) -> None:
         """A place has taken up a new fence: never a lower one than before."""
@@ -52,14 +61,24 @@ class Checks:
         """A credit leaves the sink: it must be backed by blocks."""
         if num_tokens > len(sink.block_ids) * LAYOUT.block_size:
             raise RuleBroken(f"credit of {num_tokens} tokens for {len(sink.block_ids)} blocks")
-        self._granted[stream_id] = max(num_tokens, self._granted.get(stream_id, 0))
+        before, _ = self._granted.get(stream_id, (0, 0))
+        self._granted[stream_id] = (max(num_tokens, before), sink.num_cached_tokens)
 
-    def sent(self, stream_id: int, stop: int, state: SourceState) -> None:
-        """A segment up to token `stop` leaves the source: credit and lease must cover it."""
-        if stop > self._granted.get(stream_id, 0):
-            raise RuleBroken(f"stream {stream_id}: sent {stop} tokens beyond its credit")
-        if state is SourceState.ENDED:
-            raise RuleBroken(f"stream {stream_id}: sent after the lease has ended")
+    def kept_floor(self, num_free: int, num_growing: int) -> None:
+        """A handoff got room: running answers can still grow by a block each."""
+        if num_free < num_growing:
+            raise RuleBroken(f"{num_free} blocks are free for {num_growing} growing answers")
+
+    def sent(self, stream_id: int, tokens: range, is_held: bool) -> None:
+        """A segment leaves the source: credit must cover it, its reader lack it, and somebody hold
+        its blocks still (if not this lease, others that share them)."""
+        stop, num_cached = self._granted.get(stream_id, (0, 0))
+        if tokens.stop > stop:
+            raise RuleBroken(f"stream {stream_id}: sent {tokens} beyond its credit")
+        if tokens.start < num_cached:
+            raise RuleBroken(f"stream {stream_id}: sent {tokens}, {num_cached} are cached there")
+        if not is_held:
+            raise RuleBroken(f"stream {stream_id}: sent {tokens} after the lease has ended")
 
     def accepted_prefill(self, source: Source) -> None:
         """A Prefill call was taken up: nobody of an older attempt or a newer router reads it."""
@@ -74,15 +93,38 @@ class Checks:
         if source.reader.fence < source.fence:
             raise RuleBroken(f"{source.reader.fence} reads what {source.fence} computes")
 
-    def committed(self, spec: Spec, sink: Sink, memory: Memory, salt: int) -> None:
+    def gave_leave(self, leave: Leave) -> None:
+        """The router lets an instance fetch."""
+        self._leaves.add(leave)
+
+    def admitted(self, wanted: Leave) -> None:
+        """A source lets somebody read: the router must have meant just that."""
+        if wanted not in self._leaves:
+            raise RuleBroken(f"no leave was given for {wanted}")
+
+    def committed(self, node: "Node", spec: Spec, sink: Sink, end: "End") -> None:
         """A sink has committed: once, and with the right KV."""
         key = (sink.handoff_id, sink.fence)
-        if key in self._committed or sink.num_commits != 1:
+        if sink.num_commits != 1 or (str(node), *key) in self._committed:
             raise RuleBroken(f"{key} committed twice")
-        self._committed.add(key)
+        self._committed.add((str(node), *key))
         piece = whole(sink.num_tokens)
-        if memory.gather(sink.block_ids, piece) != cells(salt, piece):
+        values = node.allocator.memory.gather(sink.block_ids, piece)
+        if meanings(values) != meanings(cells(spec, 0, piece)):
             raise RuleBroken(f"{key} committed with wrong KV")
+        # What was shared on either side may be of any attempt; the rest is of this one.
+        num_any = min(sink.num_tokens, max(sink.num_cached_tokens, end.num_hit_tokens))
+        piece = whole(sink.num_tokens, num_any)
+        first = sink.block_ids[num_any // LAYOUT.block_size :]
+        if node.allocator.memory.gather(first, piece) != cells(spec, end.salt, piece):
+            raise RuleBroken(f"{key} committed with KV of another attempt")
+
+    def holds(self, node: "Node", spec: Spec, block_ids: Sequence[int]) -> None:
+        """Full blocks are named or shared as the first of a request: they hold its KV."""
+        piece = whole(len(block_ids) * LAYOUT.block_size)
+        values = node.allocator.memory.gather(tuple(block_ids), piece)
+        if meanings(values) != meanings(cells(spec, 0, piece)):
+            raise RuleBroken(f"{node}: blocks {tuple(block_ids)} do not hold the KV of {spec}")
 
     def accepted(self, handoff_id: HandoffId, fence: Fence, node: str) -> None:
         """The router takes a decode instance as the owner: one per fence."""

@@ -11,13 +11,14 @@ from kv_transfer.sink import Sink
 from tests.simulation.batch import Batch
 from tests.simulation.content import LAYOUT, Spec
 from tests.simulation.coverage import SINK
-from tests.simulation.fetching import Fetching
+from tests.simulation.leaves import Leave
+from tests.simulation.loop import Waiting
 from tests.simulation.network import Network, Node
 from tests.simulation.prefill_node import PrefillNode
 from tests.simulation.profile import LEASE, TICK_S
+from tests.simulation.room import PartRoom, Room
+from tests.simulation.sending import End
 from tests.simulation.world import World
-
-WANTS_ROOM = (SinkState.RESERVING, SinkState.RECEIVING)
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +34,9 @@ class Job:
     num_writing: int = 0
     is_admitted: bool = False
     """The scheduler has seen the announcement."""
+    waiting: Waiting | None = None
+    """For room."""
+    end: End | None = None
     lost_at_s: float = 0.0
     progress_at_s: float = 0.0
     first_position: int = 0
@@ -46,6 +50,12 @@ class Job:
     forget_at_s: float = 0.0
     """Once ended."""
 
+    @property
+    def is_growing(self) -> bool:
+        """It runs, or is about to."""
+        is_here = self.sink.state is SinkState.COMMITTED
+        return is_here and bool(self.block_ids or self.sink.block_ids)
+
     def __str__(self) -> str:
         fence = self.sink.fence
         return f"{self.sink.handoff_id}@{fence.epoch}.{fence.attempt}:{self.sink.state.value}"
@@ -54,19 +64,45 @@ class Job:
 class DecodeNode(Node):
     """Walks Sink machines."""
 
+    has_swapped = False
+    is_short = False
+    """See reservations.Running: nothing is swapped here."""
+
     def __init__(self, world: World, network: Network, name: str, num_blocks: int) -> None:
-        super().__init__(world, name, num_blocks)
-        self.network = network
-        self.boot()
+        self.jobs: dict[HandoffId, Job] = {}
+        super().__init__(world, network, name, num_blocks)
 
     def boot(self) -> None:
         super().boot()
-        self.jobs: dict[HandoffId, Job] = {}
-        self.fetching = Fetching(self)
+        self.jobs = {}
+        self.fetching = self.world.parts.fetching(self)
         self.batch = Batch(self)
+        self.room = (PartRoom if self.world.profile.gives_parts else Room)(self)
+
+    def crash(self) -> None:
+        """Its coroutines end with it."""
+        self.stop_waiting()
+        super().crash()
+
+    def stop_waiting(self) -> None:
+        """Nobody steps these coroutines any more."""
+        for job in self.jobs.values():
+            if job.waiting is not None:
+                job.waiting.close()
+
+    @property
+    def num_growing(self) -> int:
+        """See reservations.Running."""
+        return sum(job.is_growing for job in self.jobs.values())
+
+    @property
+    def num_queued(self) -> int:
+        """Handoffs on their way in."""
+        over = (SinkState.COMMITTED, SinkState.ENDED)
+        return sum(job.sink.state not in over for job in self.jobs.values())
 
     def on_decode(
-        self, spec: Spec, fence: Fence, source: PrefillNode, num_forced: int
+        self, spec: Spec, fence: Fence, source: PrefillNode, num_forced: int, leave: Leave
     ) -> bool | None:
         """The router's call; idempotent by fence."""
         job = self.jobs.get(spec.handoff_id)
@@ -75,14 +111,20 @@ class DecodeNode(Node):
             return False
         if job is not None:
             self.end(job)
+        if self.num_queued >= self.world.profile.max_queued:
+            self.world.seen["refused by decode"] += 1
+            self.network.send(None, self.router.on_decode_ended, spec, self, fence)
+            return None
         self.world.checks.taken_up(str(self), spec.handoff_id, fence, self.world.now_s)
         job = self._open(spec, spec.handoff_id, fence)
         job.num_tokens = spec.num_prompt_tokens + num_forced
         self.at(spec.deadline_s, self.end, job)
-        self.fetching.open(job, source)
+        self.fetching.open(job, source, leave)
         return None
 
-    def on_retarget(self, spec: Spec, fence: Fence, source: PrefillNode, num_forced: int) -> None:
+    def on_retarget(
+        self, spec: Spec, fence: Fence, source: PrefillNode, num_forced: int, leave: Leave
+    ) -> None:
         """Another prefill will deliver."""
         job = self.jobs.get(spec.handoff_id)
         refused = self.router.on_retarget_refused
@@ -100,7 +142,7 @@ class DecodeNode(Node):
         job.is_admitted = False
         job.num_tokens = spec.num_prompt_tokens + num_forced
         self.fetching.close(job)
-        self.fetching.open(job, source)
+        self.fetching.open(job, source, leave)
 
     def on_stop(self, handoff_id: HandoffId, fence: Fence) -> bool | None:
         """End it, whatever it does; an unknown one is remembered."""
@@ -137,29 +179,22 @@ class DecodeNode(Node):
         self._bury(job)
 
     def settle(self) -> None:
-        """Reserve room for one handoff after the other, so that none of them starves half-way."""
-        for job in self.jobs.values():
-            sink = job.sink
-            if not job.is_admitted or sink.state not in WANTS_ROOM:
-                continue
-            if sink.state is SinkState.RESERVING and not sink.can_reserve:
-                continue
-            if sink.state is SinkState.RESERVING or sink.num_missing_blocks:
-                self._reserve(job)
-            if sink.num_missing_blocks:
-                return
+        """Give room to handoffs."""
+        self.room.settle()
+        super().settle()
 
-    def _reserve(self, job: Job) -> None:
+    def reserved(self, job: Job) -> None:
+        """There is room for it, or for a part: the source may send."""
         sink = job.sink
-        num_blocks = min(sink.num_missing_blocks, self.blocks.num_free)
-        if not num_blocks and sink.state is SinkState.RECEIVING:
-            return
-        credit = sink.reserve(self.blocks.allocate(num_blocks, BlockState.INCOMING))
+        assert job.spec is not None
         job.progress_at_s = self.world.now_s
+        cached = sink.block_ids[: sink.num_cached_tokens // LAYOUT.block_size]
+        self.world.checks.holds(self, job.spec, cached)
+        credit = min(sink.num_tokens, len(sink.block_ids) * LAYOUT.block_size)
         self.world.checks.granted(job.stream_id, sink, credit)
         if credit and job.source is not None:
-            to = job.source.sending
-            self.network.send(job.source, to.on_credit, job.stream_id, credit)
+            to, args = job.source.sending, (job.stream_id, credit, sink.num_cached_tokens)
+            self.network.send(job.source, to.on_credit, *args)
 
     def _open(self, spec: Spec | None, handoff_id: HandoffId, fence: Fence) -> Job:
         sink = self.world.parts.sink(
@@ -179,5 +214,5 @@ class DecodeNode(Node):
         return True
 
     def num_remembered(self) -> int:
-        """Handoffs and tombstones."""
-        return len(self.jobs)
+        """Handoffs and tombstones, and what is lent."""
+        return len(self.jobs) + super().num_remembered()

@@ -41,10 +41,8 @@ class Faults:
         node = world.rng.choice(nodes)
         if not node.is_alive:
             return False
-        if isinstance(node, PrefillNode):
-            self._break_streams_to(node)
-        else:
-            self._break_streams_from(node)
+        self._break_streams_to(node)
+        self._break_streams_from(node)
         node.crash()
         world.after(world.ticks(10, 200), self._router.node_down, node)
         world.after(world.ticks(201, 500), self._restart, node)
@@ -54,21 +52,22 @@ class Faults:
         node.restart()
         self._world.after(self._world.ticks(1, 40), self._router.node_up, node)
 
-    def _break_streams_to(self, node: PrefillNode) -> None:
+    def _break_streams_to(self, node: PrefillNode | DecodeNode) -> None:
         for stream in node.sending.open_streams():
             self._network.send(stream.peer, stream.peer.fetching.on_lost, stream.stream_id)
 
-    def _break_streams_from(self, node: DecodeNode) -> None:
+    def _break_streams_from(self, node: PrefillNode | DecodeNode) -> None:
         for stream in node.fetching.open_streams():
-            self._network.send(stream.source, stream.source.sending.on_lost, stream.stream_id)
+            self._network.send(stream.peer, stream.peer.sending.on_lost, stream.stream_id)
 
     def _break(self) -> bool | None:
         """One connection ends; both ends notice."""
-        node = self._world.rng.choice(self._decodes)
+        nodes: list[PrefillNode | DecodeNode] = [*self._prefills, *self._decodes]
+        node = self._world.rng.choice(nodes)
         streams = node.fetching.open_streams()
         if not streams or not node.is_alive:
             return False
         stream = self._world.rng.choice(streams)
         self._network.send(node, node.fetching.on_lost, stream.stream_id)
-        self._network.send(stream.source, stream.source.sending.on_lost, stream.stream_id)
+        self._network.send(stream.peer, stream.peer.sending.on_lost, stream.stream_id)
         return None

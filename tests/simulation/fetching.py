@@ -8,12 +8,15 @@ from core.kv_layout import KvRange
 from kv_transfer.sink import Sink, Write
 from tests.simulation.checks import RuleBroken
 from tests.simulation.content import digest
+from tests.simulation.leaves import Leave
 from tests.simulation.profile import LEASE, PROGRESS, RETARGET_WAIT, TICK_S
+from tests.simulation.slots import InSlot, Payload
 from tests.simulation.streams import Stream, snapshot
 
 if TYPE_CHECKING:
     from tests.simulation.decode_node import DecodeNode, Job
     from tests.simulation.prefill_node import PrefillNode
+    from tests.simulation.sending import End
 
 WAITING_FOR_PEER = (SinkState.WAITING, SinkState.RESERVING, SinkState.RECEIVING)
 
@@ -28,39 +31,46 @@ class Fetching:
     def __str__(self) -> str:
         return f"{self._node}.fetching"
 
-    def open(self, job: "Job", source: "PrefillNode") -> None:
+    def open(self, job: "Job", source: "PrefillNode", leave: Leave) -> None:
         """Ask a prefill instance for the KV."""
         node, sink = self._node, job.sink
         stream_id = node.router.next_stream_id()
         job.source, job.stream_id, job.progress_at_s = source, stream_id, node.world.now_s
         stream = self._streams[stream_id] = Stream(stream_id, sink.fence, job, source)
-        node.network.send(source, source.sending.on_open, stream_id, job.spec, sink.fence, node)
+        args = (stream_id, job.spec, sink.fence, node, leave)
+        node.network.send(source, source.sending.on_open, *args)
         node.later(PROGRESS, self._check_progress, stream)
         node.later(LEASE // 3, self._renew, stream)
         node.world.rogue.toward_sink(node, stream)
 
     def close(self, job: "Job") -> None:
-        """Nothing more is wanted on the job's stream."""
+        """Nothing more is wanted on the job's stream, nor room for it."""
+        if job.waiting is not None:
+            job.waiting.close()
+            job.waiting = None
         stream = self._streams.get(job.stream_id)
         if stream is not None:
-            to = stream.source.sending
-            self._node.network.send(stream.source, to.on_lost, stream.stream_id)
+            to = stream.peer.sending
+            self._node.network.send(stream.peer, to.on_lost, stream.stream_id)
 
     def on_announce(self, stream_id: int, num_tokens: int) -> bool | None:
         """The prefill has started."""
         return self._frame(stream_id, self._announce, num_tokens)
 
     def on_segment(
-        self, stream_id: int, index: int, piece: KvRange, values: list[int], is_damaged: bool
+        self, stream_id: int, index: int, piece: KvRange, payload: Payload, checksum: int
     ) -> bool | None:
         """A piece of KV arrived."""
-        if is_damaged:
+        values = payload.read()
+        if len(values) != len(piece.layers) * len(piece.tokens):
             return self._frame(stream_id, self._damaged, index)
-        return self._frame(stream_id, self._segment, piece, values)
+        if digest(values, piece) != checksum:
+            return self._frame(stream_id, self._damaged, index)
+        return self._frame(stream_id, self._segment, piece, payload, checksum)
 
-    def on_end(self, stream_id: int, total: int, position: int, salt: int) -> bool | None:
+    def on_end(self, stream_id: int, end: "End") -> bool | None:
         """The source has sent everything."""
-        return self._frame(stream_id, self._end, total, position, salt)
+        return self._frame(stream_id, self._end, end)
 
     def on_lost(self, stream_id: int) -> bool | None:
         """The stream ended without a commit."""
@@ -99,38 +109,62 @@ class Fetching:
         node.world.rogue.toward_sink(node, stream)
         return True
 
-    def _segment(self, stream: Stream, piece: KvRange, values: list[int]) -> bool | None:
+    def _segment(
+        self, stream: Stream, piece: KvRange, payload: Payload, checksum: int
+    ) -> bool | None:
         node, job = self._node, stream.job
         write = job.sink.begin_write(stream.fence, piece)
         if write is None:
             return False
         job.progress_at_s = node.world.now_s
         job.num_writing += 1
-        node.blocks.touch(write.block_ids)
-        node.later(node.world.copy_ticks(), self._write_done, stream, write, values)
+        self.begin_copy(stream, write, payload, checksum)
         return None
 
-    def _write_done(self, stream: Stream, write: Write, values: list[int]) -> None:
+    def begin_copy(self, stream: Stream, write: Write, payload: Payload, checksum: int) -> None:
+        """A thread reads the payload and writes the blocks."""
+        node = self._node
+        node.allocator.touch(write.block_ids)
+        args = (stream, write, payload, checksum)
+        node.later(node.world.copy_ticks(), self._write_done, *args)
+
+    def say_emptied(self, stream: Stream, payload: Payload) -> None:
+        """The source may fill that memory again."""
+        if isinstance(payload, InSlot):
+            to = stream.peer.sending
+            args = (stream.stream_id, payload.slot, payload.generation)
+            self._node.network.send(stream.peer, to.on_emptied, *args)
+
+    def _write_done(
+        self, stream: Stream, write: Write, payload: Payload, checksum: int
+    ) -> None:
         node, job = self._node, stream.job
-        node.blocks.memory.scatter(write.block_ids, write.range, values)
+        node.allocator.memory.scatter(write.block_ids, write.range, payload.read())
         job.num_writing -= 1
-        node.blocks.untouch(write.block_ids)
-        job.sink.end_write(write, digest(values, write.range))
-        self._commit_if_whole(stream)
+        node.allocator.untouch(write.block_ids)
+        is_intact = payload.is_intact()
+        job.sink.end_write(write, checksum if is_intact else None)
+        self.say_emptied(stream, payload)
+        if is_intact:
+            self._commit_if_whole(stream)
+        else:
+            node.world.seen["overwritten payloads"] += 1
+            # Only a source that takes the stream for dead fills it again.
+            self._lose(stream)
 
     def _damaged(self, stream: Stream, index: int) -> None:
         node, sink = self._node, stream.job.sink
         if sink.corrupt(stream.fence):
-            to = stream.source.sending
-            node.network.send(stream.source, to.on_refetch, stream.stream_id, index)
+            to = stream.peer.sending
+            node.network.send(stream.peer, to.on_refetch, stream.stream_id, index)
         elif sink.num_refetches > sink.max_refetches:
             self._lose(stream)
 
-    def _end(self, stream: Stream, total: int, position: int, salt: int) -> None:
+    def _end(self, stream: Stream, end: "End") -> None:
         job = stream.job
-        job.sink.end(stream.fence, total)
+        job.sink.end(stream.fence, end.total)
         if stream.fence == job.sink.fence and job.sink.state is SinkState.RECEIVING:
-            job.first_position, job.salt = position, salt
+            job.end, job.first_position, job.salt = end, end.position, end.salt
             self._commit_if_whole(stream)
 
     def _commit_if_whole(self, stream: Stream) -> None:
@@ -142,8 +176,10 @@ class Fetching:
             self._lost(stream)
             return
         assert job.spec is not None
-        node.world.checks.committed(job.spec, job.sink, node.blocks.memory, job.salt)
-        to = stream.source
+        assert job.end is not None
+        node.world.checks.committed(node, job.spec, job.sink, job.end)
+        node.world.seen["tokens shared at decode"] += job.sink.num_cached_tokens
+        to = stream.peer
         node.network.send(to, to.on_release, job.sink.handoff_id, job.sink.fence, True)
         node.batch.join(job)
 
@@ -178,18 +214,21 @@ class Fetching:
         sink: Sink = job.sink
         if stream.fence != sink.fence or sink.state not in WAITING_FOR_PEER:
             return False
+        # With too much to do, a prefill may be long in its queue.
+        may_wait = sink.state is SinkState.WAITING and self._node.world.profile.is_overload
         has_room = sink.state is not SinkState.RESERVING and not sink.num_missing_blocks
+        has_room = has_room and not may_wait
         if has_room and now_s >= job.progress_at_s + PROGRESS * TICK_S:
             return self._lose(stream)
         self._node.later(PROGRESS // 2, self._check_progress, stream)
         return False
 
     def _renew(self, stream: Stream) -> bool | None:
-        sink, to = stream.job.sink, stream.source
+        sink, to = stream.job.sink, stream.peer
         if stream.fence != sink.fence or sink.state not in WAITING_FOR_PEER:
             return False
         if sink.state is not SinkState.WAITING:
             args = (sink.handoff_id, stream.fence, stream.stream_id)
-            self._node.network.send(to, to.on_renew, *args)
+            self._node.network.send(to, to.sending.on_renew, *args)
         self._node.later(LEASE // 3, self._renew, stream)
         return None

@@ -1,42 +1,76 @@
 """Messages that are lost, late, repeated and out of order, and the nodes they reach."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.profile import TICK_S
+from core.config import HandoffConfig
+from engine.prefix_cache import PrefixCache
+from kv_transfer.book import SourceBook
+from tests.simulation.content import HASHER, LAYOUT, Spec
+from tests.simulation.profile import AWAIT, LEASE, TICK_S
+from tests.simulation.sending import Sending
 from tests.simulation.world import Action, World
+from worker_host.blocks import InstanceBlocks
 
 if TYPE_CHECKING:
     from tests.simulation.router_model import Router
-    from tests.simulation.watch import WatchedAllocator
 
 
 class Node:
-    """An instance: loses everything in a crash, and comes back as a new incarnation."""
+    """An instance with its blocks, its prefix cache and what others read of them: loses everything
+    in a crash, and comes back as a new incarnation."""
 
     router: "Router"
 
-    def __init__(self, world: World, name: str, num_blocks: int) -> None:
+    def __init__(self, world: World, network: "Network", name: str, num_blocks: int) -> None:
         self.world = world
+        self.network = network
         self.name = name
         self.num_blocks = num_blocks
         self.incarnation = 0
         self.is_alive = True
-        self.blocks: WatchedAllocator = world.parts.allocator(num_blocks, world.changed)
+        self.boot()
 
     def __str__(self) -> str:
         return f"{self.name}.{self.incarnation}"
 
     def boot(self) -> None:
         """Start with nothing."""
-        self.blocks = self.world.parts.allocator(self.num_blocks, self.world.changed)
+        world, cache = self.world, PrefixCache()
+        self.allocator = world.parts.allocator(self.num_blocks, world.changed, cache)
+        self.blocks = InstanceBlocks(self.allocator, cache, HASHER)
+        config = HandoffConfig(
+            lease_ttl_s=LEASE * TICK_S,
+            unknown_handoff_wait_s=AWAIT * TICK_S,
+            target_segment_bytes=world.ticks(8, 64),
+            max_segment_bytes=world.ticks(8, 80),
+        )
+        self.book = SourceBook(layout=LAYOUT, blocks=self.blocks, clock=world.clock, config=config)
+        self.sending = Sending(self)
+        self._is_reaping = False
 
     def num_remembered(self) -> int:
-        """Handoffs and tombstones: none, at the end of time."""
-        raise NotImplementedError
+        """Sources, tombstones and streams: none, at the end of time."""
+        return self.book.num_sources + self.book.num_tombstones + self.book.num_fetches
 
     def settle(self) -> None:
-        """Use room that an event may have made."""
-        raise NotImplementedError
+        """Use room that an event may have made; wake streams and reaper."""
+        self.sending.wake()
+        if not self._is_reaping and Node.num_remembered(self):
+            self._is_reaping = True
+            self.later(self.world.ticks(20, 120), self._reap)
+
+    def _reap(self) -> bool | None:
+        before = Node.num_remembered(self)
+        self.book.expire()
+        self._is_reaping = False
+        return None if Node.num_remembered(self) < before else False
+
+    def name_blocks(self, spec: Spec, block_ids: Sequence[int], num_tokens: int) -> None:
+        """The KV of these first tokens is in these blocks: others may share it."""
+        chain = spec.names(num_tokens)
+        self.world.checks.holds(self, spec, block_ids[: len(chain)])
+        self.blocks.name(chain, block_ids)
 
     def crash(self) -> None:
         """Die; messages and threads under way belong to the past."""

@@ -6,9 +6,10 @@ from core.lifecycle import TERMINAL, Event, State
 from core.request import Fence
 from tests.simulation.content import Spec
 from tests.simulation.decode_node import DecodeNode
+from tests.simulation.leaves import Leave
 from tests.simulation.network import Network, Node
 from tests.simulation.prefill_node import PrefillNode
-from tests.simulation.profile import ATTEMPT, MAX_ATTEMPTS
+from tests.simulation.profile import MAX_ATTEMPTS
 from tests.simulation.requests import UNCOMMITTED, DecodeSide, PrefillSide, Request
 from tests.simulation.world import World
 
@@ -37,7 +38,10 @@ class Placing:
         """Fill what is missing; once, however many reasons there are."""
         if not request.is_placing:
             request.is_placing = True
-            self._world.after(self._world.ticks(1, 8), self._place, request, request.epoch)
+            # With too much to do, it helps nobody to come back at once.
+            is_again = self._world.profile.is_overload and request.attempt
+            delay = self._world.ticks(50, 600) if is_again else self._world.ticks(1, 8)
+            self._world.after(delay, self._place, request, request.epoch)
 
     def release_prefill(self, request: Request) -> None:
         """Its KV is not wanted any more."""
@@ -90,19 +94,50 @@ class Placing:
         is_slow = world.random() < 0.15
         delay = world.ticks(12, 80) if is_slow else world.ticks(1, 12)
         world.after(delay, self._placed, request, fence)
-        world.after(ATTEMPT, self._check, request, fence)
+        world.after(world.profile.attempt, self._check, request, fence)
 
     def _start_prefill(self, request: Request, node: PrefillNode) -> None:
         spec, fence, num_forced = request.spec, request.fence, len(request.delivered)
         request.prefill = PrefillSide(node, fence, num_forced)
-        self._network.send(node, node.on_prefill, spec, fence, num_forced, request.is_last)
+        args = (spec, fence, num_forced, request.is_last, self._cached_at(request, node))
+        self._network.send(node, node.on_prefill, *args)
+
+    def _cached_at(self, request: Request, node: PrefillNode) -> tuple[DecodeNode, Leave] | None:
+        """Who has answered what this prompt begins with, or anybody: caches are old news."""
+        random = self._world.random()
+        if request.spec.after is None or random < 0.2:
+            return None
+        side = self._router.requests[request.spec.after].decode
+        other = self._world.rng.choice(self.decodes) if side is None or random > 0.9 else side.node
+        if other in self.down:
+            return None
+        return other, self._leave(request, other, node, is_prefix=True)
+
+    def _leave(
+        self, request: Request, source: Node, fetcher: Node, *, is_prefix: bool = False
+    ) -> Leave:
+        leave = Leave(
+            request.spec.handoff_id, request.fence, source.name, fetcher.name, is_prefix
+        )
+        self._world.checks.gave_leave(leave)
+        self._world.leaves.append(leave)
+        return leave
 
     def _start_decode(self, request: Request, node: DecodeNode) -> None:
         request.decode = DecodeSide(node, request.fence)
-        self._network.send(node, node.on_decode, *_decode_args(request))
+        self._network.send(node, node.on_decode, *self._decode_args(request, node))
 
     def _retarget(self, request: Request, node: DecodeNode) -> None:
-        self._network.send(node, node.on_retarget, *_decode_args(request))
+        self._network.send(node, node.on_retarget, *self._decode_args(request, node))
+
+    def _decode_args(
+        self, request: Request, node: DecodeNode
+    ) -> tuple[Spec, Fence, PrefillNode, int, Leave]:
+        """Forced is what was forced on the prefill, even if more is delivered by now."""
+        source = request.prefill
+        assert source is not None
+        leave = self._leave(request, source.node, node)
+        return request.spec, request.fence, source.node, source.num_forced, leave
 
     def _placed(self, request: Request, fence: Fence) -> bool | None:
         """The calls were started."""
@@ -116,10 +151,3 @@ class Placing:
         if fence != request.fence or request.state not in UNCOMMITTED:
             return False
         return self._router.lose_prefill(request, Event.PREFILL_LOST)
-
-
-def _decode_args(request: Request) -> tuple[Spec, Fence, PrefillNode, int]:
-    """Forced is what was forced on the prefill, even if more is delivered by now."""
-    source = request.prefill
-    assert source is not None
-    return request.spec, request.fence, source.node, source.num_forced

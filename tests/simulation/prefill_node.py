@@ -2,21 +2,23 @@
 
 from dataclasses import dataclass
 
+from typing import TYPE_CHECKING
+
 from core.blocks import BlockState
-from core.config import HandoffConfig
-from core.errors import BatonError
+from core.errors import BatonError, Saturated
 from core.handoff import SourceState
 from core.ids import HandoffId
 from core.kv_layout import KvRange
 from core.request import Fence
 from engine.block_allocator import Pin
-from kv_transfer.book import SourceBook
 from kv_transfer.source import FirstToken, Outcome, Source
+from tests.simulation.asking import PrefixFetching
 from tests.simulation.content import LAYOUT, Spec, cells
-from tests.simulation.network import Network, Node
-from tests.simulation.profile import AWAIT, LEASE, TICK_S
-from tests.simulation.sending import Sending
-from tests.simulation.world import World
+from tests.simulation.leaves import Leave
+from tests.simulation.network import Node
+
+if TYPE_CHECKING:
+    from tests.simulation.decode_node import DecodeNode
 
 CHUNK_TOKENS = 4
 
@@ -42,80 +44,64 @@ class Job:
 class PrefillNode(Node):
     """Walks Source machines."""
 
-    def __init__(self, world: World, network: Network, name: str, num_blocks: int) -> None:
-        super().__init__(world, name, num_blocks)
-        self.network = network
-        self.boot()
-
     def boot(self) -> None:
         super().boot()
-        config = HandoffConfig(
-            lease_ttl_s=LEASE * TICK_S,
-            unknown_handoff_wait_s=AWAIT * TICK_S,
-            target_segment_bytes=self.world.ticks(8, 64),
-            max_segment_bytes=self.world.ticks(8, 80),
-        )
-        clock = self.world.clock
-        self.book = SourceBook(layout=LAYOUT, blocks=self.blocks, clock=clock, config=config)
-        self.sending = Sending(self)
+        self.fetching = PrefixFetching(self)
         self._waiting: list[tuple[Job, Source]] = []
-        self._is_reaping = False
 
-    def on_prefill(self, spec: Spec, fence: Fence, num_forced: int, only_first_token: bool) -> None:
-        """The router's call."""
-        job, handoff_id = Job(spec, fence, num_forced, only_first_token), spec.handoff_id
+    def on_prefill(
+        self,
+        spec: Spec,
+        fence: Fence,
+        num_forced: int,
+        only_first_token: bool,
+        cached_at: "tuple[DecodeNode, Leave] | None" = None,
+    ) -> None:
+        """The router's call; `cached_at` has more of it than we, and the leave to read it."""
+        job = Job(spec, fence, num_forced, only_first_token)
+        if cached_at is None or not self.fetching.begin(job, *cached_at):
+            self.accept(job)
+
+    def accept(self, job: Job) -> None:
+        """Into the queue, with what is cached by now."""
+        spec, fence = job.spec, job.fence
+        is_full = len(self._waiting) >= self.world.profile.max_queued
         try:
-            source = self.book.accept(handoff_id, fence, on_ended=lambda s: self._ended(job, s))
+            if is_full:
+                raise Saturated("too many prompts wait")
+            source = self.book.accept(
+                spec.handoff_id, fence, on_ended=lambda s: self._ended(job, s)
+            )
         except BatonError:
+            self.world.seen["refused by prefill"] += is_full
             self.network.send(None, self.router.on_prefill_refused, spec, self, fence)
             return
-        self.world.checks.taken_up(f"{self} source", handoff_id, fence, self.world.now_s)
+        self.world.checks.taken_up(f"{self} source", spec.handoff_id, fence, self.world.now_s)
         self.world.checks.accepted_prefill(source)
         self._waiting.append((job, source))
         self.at(spec.deadline_s, self._end, source)
         self.world.rogue.toward_source(self, source)
 
     def on_release(self, handoff_id: HandoffId, fence: Fence, committed: bool) -> bool | None:
-        """A lease is no longer wanted, by the reader or by the router."""
-        try:
-            self.book.release(handoff_id, fence, committed=committed)
-        except BatonError:
-            return False
-        self.world.checks.ended(f"{self} source", handoff_id, fence, self.world.now_s)
-        return None
-
-    def on_renew(self, handoff_id: HandoffId, fence: Fence, stream_id: int) -> None:
-        """A reader needs more time."""
-        try:
-            self.book.renew(handoff_id, fence)
-        except BatonError:
-            self.sending.refuse(stream_id)
+        """The router wants it no longer, not even its prefix."""
+        happened = self.sending.on_release(handoff_id, fence, committed)
+        self.fetching.cancel(handoff_id, fence)
+        return happened
 
     def settle(self) -> None:
-        """Start what has waited for blocks, first come first served; wake streams and reaper."""
+        """Start what has waited for blocks, first come first served."""
         waiting = self._waiting
         while waiting:
             job, source = waiting[0]
-            num_blocks = LAYOUT.num_blocks(job.num_tokens)
-            if source.state is SourceState.QUEUED:
-                if self.blocks.num_free < num_blocks:
-                    break
-                self._start(job, source, self.blocks.allocate(num_blocks, BlockState.OWNED))
+            if source.state is SourceState.QUEUED and not self._start(job, source):
+                self.world.seen["prompts that wait for blocks"] += 1
+                break
             del waiting[0]
-        self.sending.wake()
-        if not self._is_reaping and self.num_remembered():
-            self._is_reaping = True
-            self.later(self.world.ticks(20, 120), self._reap)
+        super().settle()
 
     def num_remembered(self) -> int:
-        """Sources, tombstones and streams."""
-        return self.book.num_sources + self.book.num_tombstones + self.book.num_fetches
-
-    def _reap(self) -> bool | None:
-        before = self.num_remembered()
-        self.book.expire()
-        self._is_reaping = False
-        return None if self.num_remembered() < before else False
+        """Prefixes on their way, too."""
+        return self.fetching.num_asked + super().num_remembered()
 
     def _ended(self, job: Job, source: Source) -> None:
         told, outcome = self.router.on_prefill_ended, source.outcome
@@ -127,9 +113,25 @@ class PrefillNode(Node):
         self.book.end(source, Outcome.ABORTED)
         return None if before is not SourceState.ENDED else False
 
-    def _start(self, job: Job, source: Source, block_ids: tuple[int, ...]) -> None:
-        self.book.started(source, block_ids, job.num_tokens, CHUNK_TOKENS)
-        self._step(job, source, range(min(CHUNK_TOKENS, job.num_tokens)), 0)
+    def _start(self, job: Job, source: Source) -> bool:
+        """Share what is cached, but for the last token, and allocate the rest; or nothing."""
+        num_tokens, blocks = job.num_tokens, self.blocks
+        hits = blocks.hits(job.spec.names(num_tokens - 1))
+        num_fresh = LAYOUT.num_blocks(num_tokens) - hits.num_blocks
+        if num_fresh > hits.num_free_after:
+            return False
+        shared = blocks.share(job.spec.names(num_tokens - 1))
+        self.world.checks.holds(self, job.spec, shared)
+        num_hit_tokens = len(shared) * LAYOUT.block_size
+        self.world.seen["tokens shared at prefill"] += num_hit_tokens
+        self.sending.num_hit_tokens[job.spec.handoff_id, job.fence] = num_hit_tokens
+        block_ids = shared + blocks.allocate(num_fresh, BlockState.OWNED)
+        self.book.started(source, block_ids, num_tokens, CHUNK_TOKENS)
+        for layer in range(LAYOUT.num_layers if shared else 0):
+            self.book.progress(source, layer, num_hit_tokens)
+        stop = min(num_hit_tokens + CHUNK_TOKENS, num_tokens)
+        self._step(job, source, range(num_hit_tokens, stop), 0)
+        return True
 
     def _step(self, job: Job, source: Source, tokens: range, layer: int) -> None:
         """One layer of one chunk, in the step thread."""
@@ -139,18 +141,21 @@ class PrefillNode(Node):
         size = LAYOUT.block_size
         ids = source.block_ids[tokens.start // size : LAYOUT.num_blocks(tokens.stop)]
         pin = self.blocks.pin(ids)
-        self.blocks.touch(ids)
+        self.allocator.touch(ids)
         self.later(self.world.ticks(1, 16), self._step_done, job, source, piece, ids, pin)
 
     def _step_done(
         self, job: Job, source: Source, piece: KvRange, ids: tuple[int, ...], pin: Pin
     ) -> None:
-        self.blocks.memory.scatter(ids, piece, cells(job.spec.salt(job.fence), piece))
-        self.blocks.untouch(ids)
+        written = cells(job.spec, job.spec.salt(job.fence), piece)
+        self.allocator.memory.scatter(ids, piece, written)
+        self.allocator.untouch(ids)
         self.blocks.unpin(pin)
         layer, tokens = piece.layers.stop, piece.tokens
         self.book.progress(source, layer - 1, tokens.stop)
         if layer == LAYOUT.num_layers:
+            if source.is_computing:
+                self.name_blocks(job.spec, source.block_ids, tokens.stop)
             layer, tokens = 0, range(tokens.stop, min(tokens.stop + CHUNK_TOKENS, job.num_tokens))
         if not tokens:
             self._finish(job, source)

@@ -41,21 +41,35 @@ class Profile:
     stop_string: float = 0.0
     deadline: int = 20000
     """Ticks; the shortest of the seed."""
+    is_calm: bool = False
+    """Nothing but delay and reordering: every request must finish."""
+    is_overload: bool = False
+    """The same, with three times what the instances can do: each finishes or is refused."""
+    gap: int = 60
+    """Ticks between two arrivals at most."""
+    max_queued: int = 100
+    """Requests that wait at one instance; more are refused."""
+    attempt: int = ATTEMPT
+    """Ticks that an attempt may take without any progress."""
+    has_slots: bool = False
+    """Payloads go through memory of the source that its streams share."""
+    gives_parts: bool = False
+    """A decode instance reserves what there is, and the rest when there is more."""
 
-    @property
-    def is_calm(self) -> bool:
-        """Nothing but delay and reordering: every request must finish."""
-        return self.deadline == 20000
 
-
-CALM = Profile()
+OVERLOAD_REQUESTS = 24
 
 
 def draw(rng: Random) -> Profile:
-    """One of calm, lossy, crashing and hostile, with its own rates."""
+    """One of overload, calm, lossy, crashing and hostile, with its own rates."""
     kind = rng.random()
+    has_slots, gives_parts = rng.random() < 0.5, rng.random() < 0.3
+    if kind < 0.05:
+        return Profile(
+            is_overload=True, gap=12, max_queued=4, attempt=10**6, has_slots=has_slots
+        )
     if kind < 0.15:
-        return CALM
+        return Profile(is_calm=True, has_slots=has_slots, gives_parts=gives_parts)
     lossy, crashing, hostile = kind < 0.5, 0.35 < kind < 0.85, kind > 0.7
     return Profile(
         loss=rng.random() * 0.06 if lossy else 0.005,
@@ -72,4 +86,6 @@ def draw(rng: Random) -> Profile:
         hurry=0.1,
         stop_string=0.2,
         deadline=600 if hostile else 1500,
+        has_slots=has_slots,
+        gives_parts=gives_parts,
     )

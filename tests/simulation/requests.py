@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from core.lifecycle import State
+from core.lifecycle import Event, State
 from core.request import Fence
 from tests.simulation.content import Spec
 from tests.simulation.decode_node import DecodeNode
@@ -45,6 +45,7 @@ class Request:
     is_placing: bool = False
     heard_at_s: float = 0.0
     ended_at_s: float | None = None
+    ended_by: Event | None = None
 
     @property
     def fence(self) -> Fence:

@@ -159,7 +159,7 @@ class Router:
         is_over = state in TERMINAL
         request.state = state
         if is_over:
-            request.ended_at_s = self._world.now_s
+            request.ended_at_s, request.ended_by = self._world.now_s, event
             self.placing.release_prefill(request)
             self.placing.stop_decode(request)
         return True
@@ -183,7 +183,10 @@ class Router:
         if before not in TERMINAL:
             self.placing.stop_decode(request)
             side.is_lost = True
-            if before is State.DECODING and request.prefill is not None:
+            # For one more token no other decode is asked: a prefill computes it.
+            needs_all = before is State.DECODING or request.is_last
+            if needs_all and request.prefill is not None:
+                self.placing.release_prefill(request)
                 request.prefill.is_lost = True
             self.placing.soon(request)
         return happened

@@ -1,5 +1,6 @@
 """Runs seeds: one with its checks, or many over all cores."""
 
+import asyncio
 import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
@@ -16,14 +17,19 @@ from tests.simulation.checks import RuleBroken, check_idle
 from tests.simulation.content import Spec
 from tests.simulation.decode_node import DecodeNode
 from tests.simulation.faults import Faults
+from tests.simulation.loop import Loop
 from tests.simulation.network import Network
 from tests.simulation.prefill_node import PrefillNode
-from tests.simulation.profile import MIN_EVENTS, SLACK, TICK_S
+from tests.simulation.profile import MIN_EVENTS, OVERLOAD_REQUESTS, SLACK, TICK_S
 from tests.simulation.requests import Request
 from tests.simulation.router_model import Router
 from tests.simulation.world import Parts, World
 
 REAL = Parts()
+OWN, SHARED = 500_000, 900_000
+"""First token ids of what is a prompt's own, and of what several begin with."""
+NUM_FAMILIES = 2
+MAX_PROMPT = 8
 NUM_TRACED = 60
 """Events before the end that a failing seed shows."""
 
@@ -34,12 +40,13 @@ class Simulation:
     def __init__(self, seed: int, parts: Parts, trace: list[str] | None = None) -> None:
         world = self.world = World(seed, parts, trace)
         network = Network(world)
+        is_overload = world.profile.is_overload
         self.prefills = [
-            PrefillNode(world, network, f"prefill{i}", world.ticks(6, 10))
+            PrefillNode(world, network, f"prefill{i}", world.ticks(6, 7 if is_overload else 10))
             for i in range(world.ticks(2, 4))
         ]
         self.decodes = [
-            DecodeNode(world, network, f"decode{i}", world.ticks(6, 11))
+            DecodeNode(world, network, f"decode{i}", world.ticks(6, 7 if is_overload else 11))
             for i in range(world.ticks(2, 4))
         ]
         self.router = Router(world, network)
@@ -54,20 +61,34 @@ class Simulation:
 
     def run(self) -> None:
         """To the end of time; then nothing may be left."""
-        self.world.run()
+        with running(self.world.loop):
+            try:
+                self.world.run()
+            finally:
+                for node in self.decodes:
+                    node.stop_waiting()
         for node in (*self.prefills, *self.decodes):
-            check_idle(node.name, node.blocks)
+            check_idle(node.name, node.allocator)
             if node.num_remembered():
                 raise RuleBroken(f"{node.name} still knows {node.num_remembered()} handoffs")
         for request in self.router.requests:
-            deadline_s = request.spec.deadline_s + SLACK * TICK_S
-            if request.ended_at_s is None or request.ended_at_s > deadline_s:
-                raise RuleBroken(f"{request} has not ended in time")
-            if self.world.profile.is_calm and request.state is not State.FINISHED:
-                raise RuleBroken(f"{request} did not finish, though nothing went wrong")
-            num_missing = request.spec.num_wanted_tokens - len(request.delivered)
-            if request.state is State.FINISHED and num_missing:
-                raise RuleBroken(f"{request} finished without {num_missing} tokens")
+            self._check_end(request)
+        if self.world.profile.is_overload:
+            if not any(r.state is State.FINISHED for r in self.router.requests):
+                raise RuleBroken("under overload nothing finished")
+            self.world.seen["overload"] += 1
+
+    def _check_end(self, request: Request) -> None:
+        deadline_s, profile = request.spec.deadline_s + SLACK * TICK_S, self.world.profile
+        if request.ended_at_s is None or request.ended_at_s > deadline_s:
+            raise RuleBroken(f"{request} has not ended in time")
+        if profile.is_calm and request.state is not State.FINISHED:
+            raise RuleBroken(f"{request} did not finish, though nothing went wrong")
+        if profile.is_overload and request.ended_by not in (Event.STOPPED, Event.REFUSED):
+            raise RuleBroken(f"{request} neither finished nor was refused: {request.ended_by}")
+        num_missing = request.spec.num_wanted_tokens - len(request.delivered)
+        if request.state is State.FINISHED and num_missing:
+            raise RuleBroken(f"{request} finished without {num_missing} tokens")
 
     def _arrive(self) -> None:
         """The next request; more come until the schedule is long enough."""
@@ -75,14 +96,16 @@ class Simulation:
         profile, index, num_tokens = world.profile, len(router.requests), world.ticks(1, 5)
         is_cut = world.random() < profile.stop_string
         in_hurry = world.random() < profile.hurry
+        prompt, after = self._prompt(index)
         deadline = world.ticks(5, 300) if in_hurry else profile.deadline * world.ticks(1, 4)
         spec = Spec(
             index=index,
             handoff_id=HandoffId(f"h{index}"),
-            num_prompt_tokens=world.ticks(1, 8),
+            prompt=prompt,
             num_output_tokens=num_tokens,
             num_wanted_tokens=world.ticks(1, num_tokens + 1) if is_cut else num_tokens,
             deadline_s=world.now_s + deadline * TICK_S,
+            after=after,
         )
         request = router.submit(spec)
         if world.random() < profile.cancel:
@@ -90,8 +113,24 @@ class Simulation:
             self._cancel(request)
         if world.random() < profile.router_crash:
             world.after(world.ticks(1, 400), router.lose_memory, request)
-        if index < 1 or world.num_events < MIN_EVENTS:
-            world.after(world.ticks(1, 60), self._arrive)
+        fewest = OVERLOAD_REQUESTS if profile.is_overload else 2
+        if index + 1 < fewest or world.num_events < MIN_EVENTS:
+            world.after(world.ticks(1, profile.gap), self._arrive)
+
+    def _prompt(self, index: int) -> tuple[tuple[int, ...], int | None]:
+        """Its own end after a beginning that others have, or after an earlier answer."""
+        world, requests = self.world, self.router.requests
+        own = tuple(range(OWN + index * 100, OWN + index * 100 + 8))
+        if requests and world.random() < 0.4:
+            answered = [r for r in requests if r.state is State.FINISHED]
+            before = world.rng.choice((answered or requests)[-3:]).spec
+            if len(before.tokens) < MAX_PROMPT:
+                num_own = world.ticks(1, MAX_PROMPT + 1 - len(before.tokens))
+                return before.tokens + own[:num_own], before.index
+        first = SHARED + world.ticks(0, NUM_FAMILIES) * 100
+        num_shared, num_own = world.ticks(0, MAX_PROMPT - 1), world.ticks(1, 5)
+        common = tuple(range(first, first + num_shared))
+        return (common + own[:num_own])[:MAX_PROMPT], None
 
     def _cancel(self, request: Request) -> None:
         delay = self.world.ticks(1, 400)
@@ -107,6 +146,8 @@ class Result:
     fewest_events: int = 10**9
     ends: Counter[str] = field(default_factory=Counter)
     visits: Counter[tuple[Enum, Enum]] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)
+    """What only some schedules show."""
     failure: str = ""
     """Of the first seed that broke a rule, with its trace."""
     failed_seed: int | None = None
@@ -117,7 +158,7 @@ class Result:
         mean = self.num_events / max(1, self.num_seeds)
         return (
             f"{self.num_seeds} seeds of {mean:.0f} events (fewest {self.fewest_events}); "
-            f"requests: {ends}"
+            f"requests: {ends}; seen: {dict(sorted(self.seen.items()))}"
         )
 
     def add(self, other: "Result") -> None:
@@ -127,8 +168,19 @@ class Result:
         self.fewest_events = min(self.fewest_events, other.fewest_events)
         self.ends.update(other.ends)
         self.visits.update(other.visits)
+        self.seen.update(other.seen)
         if self.failed_seed is None and other.failed_seed is not None:
             self.failed_seed, self.failure = other.failed_seed, other.failure
+
+
+@contextmanager
+def running(loop: Loop) -> Iterator[None]:
+    """What the parts take for asyncio's own."""
+    asyncio._set_running_loop(loop)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(None)
 
 
 @contextmanager
@@ -175,6 +227,7 @@ def run_seeds(seeds: range, parts: Parts = REAL) -> Result:
             result.num_seeds += 1
             result.num_events += num_events
             result.fewest_events = min(result.fewest_events, num_events)
+            result.seen.update(simulation.world.seen)
             result.ends.update(r.state.value for r in simulation.router.requests)
     for table in (coverage.SOURCE, coverage.SINK, coverage.LIFECYCLE):
         result.visits.update(table.visits)

@@ -1,22 +1,38 @@
 """The source's end of Fetch streams, as kv_transfer/send.py walks it, without its IO."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from core.errors import BatonError
 from core.handoff import SourceState
+from core.ids import HandoffId
 from core.request import Fence
 from kv_transfer.book import Reading
-from kv_transfer.source import Outcome, Read, Source
-from tests.simulation.content import LAYOUT, Spec, digest, whole
+from kv_transfer.source import Outcome, Read, Segment, Source
+from tests.simulation.content import LAYOUT, TENANT, Spec, digest, whole
+from tests.simulation.leaves import Leave
+from tests.simulation.slots import Inline, InSlot, Payload, Slot, Slots
 
 if TYPE_CHECKING:
     from tests.simulation.decode_node import DecodeNode
+    from tests.simulation.network import Node
     from tests.simulation.prefill_node import PrefillNode
 
 MAX_BYTES = 1024
 """What a reader takes in one segment; the source's own limit is lower."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The last frame, and what only the checks may know."""
+
+    total: int
+    position: int
+    salt: int
+    """Of the attempt that computed it."""
+    num_hit_tokens: int
+    """Which others have computed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,9 +41,12 @@ class Stream:
 
     stream_id: int
     spec: Spec
-    peer: "DecodeNode"
-    context: AbstractContextManager[Reading]
+    peer: "DecodeNode | PrefillNode"
+    context: AbstractContextManager[object]
     reading: Reading
+    is_prefix: bool = False
+    pending: Segment | None = None
+    """To be gathered as soon as there is a slot for it."""
     num_reads: int = 0
     is_announced: bool = False
     is_end_sent: bool = False
@@ -38,44 +57,96 @@ class Stream:
 
 
 class Sending:
-    """All streams of one prefill instance."""
+    """All streams of one instance."""
 
-    def __init__(self, node: "PrefillNode") -> None:
+    def __init__(self, node: "Node") -> None:
         self._node = node
         self._streams: dict[int, Stream] = {}
         """Those that are open."""
         self._opened: set[int] = set()
+        self._shelf = node.world.parts.shelf(node.book, node.blocks, node.world.clock)
+        self._gate = node.world.parts.gate()
+        self._slots = node.world.parts.slots()
+        self.num_hit_tokens: dict[tuple[HandoffId, Fence], int] = {}
+        """Of each prefill here."""
 
     def __str__(self) -> str:
         return f"{self._node}.sending"
 
-    def on_open(self, stream_id: int, spec: Spec, fence: Fence, peer: "DecodeNode") -> bool | None:
-        """A decode instance wants this handoff's KV."""
-        node = self._node
+    def on_open(
+        self,
+        stream_id: int,
+        spec: Spec,
+        fence: Fence,
+        peer: "DecodeNode | PrefillNode",
+        leave: Leave,
+        max_tokens: int | None = None,
+    ) -> bool | None:
+        """An instance wants this handoff's KV, or with `max_tokens` what of it is cached here."""
+        node, is_prefix = self._node, max_tokens is not None
         if stream_id in self._opened:
             return False
         self._opened.add(stream_id)
-        context = node.book.reading(
-            spec.handoff_id, fence, max_segment_bytes=MAX_BYTES
-        )
-        try:
-            reading = context.__enter__()
-        except BatonError:
+        wanted = Leave(spec.handoff_id, fence, node.name, peer.name, is_prefix)
+        if not self._gate.admits(leave, wanted):
+            node.world.seen["refused without leave"] += 1
             node.network.send(peer, peer.fetching.on_lost, stream_id)
             return None
+        node.world.checks.admitted(wanted)
+        with ExitStack() as stack:
+            try:
+                if max_tokens is not None:
+                    self._lend(stack, spec, fence, max_tokens)
+                reading = stack.enter_context(
+                    node.book.reading(spec.handoff_id, fence, max_segment_bytes=MAX_BYTES)
+                )
+            except BatonError:
+                node.network.send(peer, peer.fetching.on_lost, stream_id)
+                return None
+            context = stack.pop_all()
         node.world.checks.reads(reading.source)
-        self._streams[stream_id] = Stream(stream_id, spec, peer, context, reading)
+        self._streams[stream_id] = Stream(stream_id, spec, peer, context, reading, is_prefix)
         node.world.rogue.toward_source(node, reading.source)
         return None
 
-    def on_credit(self, stream_id: int, num_tokens: int) -> bool | None:
+    def on_credit(self, stream_id: int, num_tokens: int, num_cached: int) -> bool | None:
         """The sink has made room."""
         stream = self._streams.get(stream_id)
         if stream is None:
             return False
-        stream.reading.source.credit(stream.reading.reader, num_tokens)
+        stream.reading.source.credit(stream.reading.reader, num_tokens, num_cached)
         stream.reading.changed.set()
         return None
+
+    def on_emptied(self, stream_id: int, slot: Slot, generation: int) -> bool | None:
+        """A payload was scattered."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return False
+        self._slots.emptied(stream_id, slot, generation)
+        # Others may wait for its place, too.
+        for other in self._streams.values():
+            other.reading.changed.set()
+        return None
+
+    def on_release(self, handoff_id: HandoffId, fence: Fence, committed: bool) -> bool | None:
+        """A lease is no longer wanted, by the reader or by the router."""
+        node = self._node
+        try:
+            node.book.release(handoff_id, fence, committed=committed)
+        except BatonError:
+            return False
+        node.world.checks.ended(f"{node} source", handoff_id, fence, node.world.now_s)
+        return None
+
+    def on_renew(self, handoff_id: HandoffId, fence: Fence, stream_id: int) -> None:
+        """A reader needs more time."""
+        try:
+            self._node.book.renew(handoff_id, fence)
+        except BatonError:
+            stream = self._streams.get(stream_id)
+            if stream is not None:
+                self._fail(stream)
 
     def on_refetch(self, stream_id: int, index: int) -> bool | None:
         """A segment arrived damaged."""
@@ -96,12 +167,6 @@ class Sending:
             return False
         self._close(stream)
         return None
-
-    def refuse(self, stream_id: int) -> None:
-        """A renewal came too late."""
-        stream = self._streams.get(stream_id)
-        if stream is not None:
-            self._fail(stream)
 
     def wake(self) -> None:
         """Streams whose source has changed look at it: most at once, some a little later."""
@@ -143,38 +208,69 @@ class Sending:
             told = peer.fetching.on_announce
             node.network.send(peer, told, stream.stream_id, source.num_tokens)
         while stream.num_reads < 2:
-            segment = reader.next_segment(LAYOUT, source.frontier)
+            segment = stream.pending or reader.next_segment(LAYOUT, source.frontier)
             if segment is None:
                 break
+            stream.pending, slot = None, None
+            if node.world.profile.has_slots:
+                slot = self._slots.place(stream.stream_id)
+                if slot is None:
+                    node.world.seen["waits for a slot"] += 1
+                    stream.pending = segment
+                    break
             read = source.begin_read(segment)
             stream.num_reads += 1
-            node.blocks.touch(read.block_ids)
-            node.later(node.world.copy_ticks(), self._read_done, stream, read)
+            node.allocator.touch(read.block_ids)
+            node.later(node.world.copy_ticks(), self._read_done, stream, read, slot)
         is_whole = source.first_token is not None and reader.is_done(source.num_tokens)
-        if is_whole and not stream.num_reads and not stream.is_end_sent:
+        if is_whole and stream.pending is None and not stream.num_reads and not stream.is_end_sent:
             stream.is_end_sent = True
             self._send_end(stream, source)
 
-    def _read_done(self, stream: Stream, read: Read) -> None:
+    def _read_done(self, stream: Stream, read: Read, slot: Slot | None) -> None:
         node, piece, source = self._node, read.segment.range, stream.reading.source
-        values = node.blocks.memory.gather(read.block_ids, piece)
+        values = node.allocator.memory.gather(read.block_ids, piece)
         stream.num_reads -= 1
-        node.blocks.untouch(read.block_ids)
+        node.allocator.untouch(read.block_ids)
+        payload: Payload = Inline(values)
+        if slot is not None:
+            self._slots.filled(slot, values)
+            payload = node.world.parts.in_slot(slot, slot.generation, len(values))
         if source.end_read(read) and not stream.is_closed:
-            node.world.checks.sent(stream.stream_id, piece.tokens.stop, source.state)
+            is_held = all(node.allocator.num_holders(i) for i in read.block_ids)
+            node.world.checks.sent(stream.stream_id, piece.tokens, is_held)
             is_damaged = node.world.random() < node.world.profile.damage
+            checksum = digest(values, piece) ^ is_damaged
             told, index = stream.peer.fetching.on_segment, read.segment.index
-            args = (stream.stream_id, index, piece, values, is_damaged)
-            node.network.send(stream.peer, told, *args)
+            node.network.send(
+                stream.peer, told, stream.stream_id, index, piece, payload, checksum
+            )
         self._walk(stream)
 
     def _send_end(self, stream: Stream, source: Source) -> None:
         assert source.first_token is not None
-        piece = whole(source.num_tokens)
-        total = digest(self._node.blocks.memory.gather(source.block_ids, piece), piece)
-        position, salt = source.first_token.position, stream.spec.salt(source.fence)
-        told = stream.peer.fetching.on_end
-        self._node.network.send(stream.peer, told, stream.stream_id, total, position, salt)
+        node, num_cached = self._node, stream.reading.reader.num_cached_tokens
+        piece = whole(source.num_tokens, num_cached)
+        block_ids = source.block_ids[num_cached // LAYOUT.block_size :]
+        key = (source.handoff_id, source.fence)
+        end = End(
+            total=digest(node.allocator.memory.gather(block_ids, piece), piece),
+            position=source.first_token.position,
+            salt=stream.spec.salt(source.fence),
+            num_hit_tokens=source.num_tokens if stream.is_prefix else self.num_hit_tokens[key],
+        )
+        node.network.send(stream.peer, stream.peer.fetching.on_end, stream.stream_id, end)
+
+    def _lend(self, stack: ExitStack, spec: Spec, fence: Fence, max_tokens: int) -> None:
+        node, tokens = self._node, spec.tokens[:max_tokens]
+        source = stack.enter_context(
+            self._shelf.lend(
+                spec.handoff_id, fence, token_ids=tokens, tenant=TENANT, max_tokens=max_tokens
+            )
+        )
+        node.world.seen["prefixes lent"] += 1
+        node.world.checks.taken_up(f"{node} source", spec.handoff_id, fence, node.world.now_s)
+        node.world.checks.holds(node, spec, source.block_ids)
 
     def _fail(self, stream: Stream) -> None:
         """End a stream with an error for its reader."""
@@ -185,4 +281,5 @@ class Sending:
         if not stream.is_closed:
             stream.is_closed = True
             del self._streams[stream.stream_id]
+            self._slots.closed(stream.stream_id)
             stream.context.__exit__(None, None, None)

@@ -17,7 +17,7 @@ class Stream:
     stream_id: int
     fence: Fence
     job: "Job"
-    source: "PrefillNode"
+    peer: "PrefillNode"
 
     def __str__(self) -> str:
         return f"stream{self.stream_id}:{self.job}"
@@ -31,6 +31,7 @@ def snapshot(job: "Job") -> tuple[object, ...]:
         sink.fence,
         sink.block_ids,
         sink.num_tokens,
+        sink.num_cached_tokens,
         sink.num_refetches,
         sink.num_commits,
         sink.expected_digest,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from core.blocks import BlockState
-from engine.block_allocator import BlockAllocator, Pin
+from engine.block_allocator import BlockAllocator, Keeper, Pin
 from tests.simulation.checks import RuleBroken
 from tests.simulation.content import LAYOUT, Memory
 
@@ -11,8 +11,10 @@ from tests.simulation.content import LAYOUT, Memory
 class WatchedAllocator(BlockAllocator):
     """`changed` is where it reports that its books have moved."""
 
-    def __init__(self, num_blocks: int, changed: "set[WatchedAllocator]") -> None:
-        super().__init__(num_blocks, LAYOUT.block_size)
+    def __init__(
+        self, num_blocks: int, changed: "set[WatchedAllocator]", keeper: Keeper | None = None
+    ) -> None:
+        super().__init__(num_blocks, LAYOUT.block_size, keeper)
         self.memory = Memory(num_blocks)
         self._changed = changed
         self._num_threads = [0] * num_blocks
@@ -45,8 +47,13 @@ class WatchedAllocator(BlockAllocator):
         if self.num_free - num_free > num_idle:
             raise RuleBroken(f"blocks {tuple(block_ids)} freed while one is read or written")
 
+    def share(self, block_ids: Sequence[int]) -> None:
+        """Marked for the check."""
+        super().share(block_ids)
+        self._changed.add(self)
+
     def move(self, block_ids: Sequence[int], source: BlockState, target: BlockState) -> None:
-        """As above, and marked for the check."""
+        """As above."""
         super().move(block_ids, source, target)
         self._changed.add(self)
 

@@ -1,6 +1,7 @@
 """A virtual clock, a seeded queue of events, and everybody who takes part."""
 
 import heapq
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -8,11 +9,17 @@ from typing import Any
 
 from core.clock import ManualClock
 from core.errors import BatonError
+from decode_worker.reservations import Reservations
+from kv_transfer.shelf import Shelf
 from kv_transfer.sink import Sink
 from kv_transfer.source import Reader, Source
 from tests.simulation.checks import Checks, as_rule, check_books
+from tests.simulation.fetching import Fetching
+from tests.simulation.leaves import Gate, Leave
+from tests.simulation.loop import Loop
 from tests.simulation.profile import TICK_S, draw
 from tests.simulation.rogue import Rogue
+from tests.simulation.slots import InSlot, Slots
 from tests.simulation.watch import WatchedAllocator
 
 Action = Callable[..., bool | None]
@@ -21,12 +28,18 @@ Action = Callable[..., bool | None]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The machines under test; mutants take the place of one."""
+    """What is under test; mutants take the place of one."""
 
     source: type[Source] = Source
     reader: type[Reader] = Reader
     sink: type[Sink] = Sink
     allocator: type[WatchedAllocator] = WatchedAllocator
+    reservations: type[Reservations] = Reservations
+    shelf: type[Shelf] = Shelf
+    gate: type[Gate] = Gate
+    slots: type[Slots] = Slots
+    in_slot: type[InSlot] = InSlot
+    fetching: type[Fetching] = Fetching
 
 
 class World:
@@ -42,6 +55,11 @@ class World:
         self.rogue = Rogue(self, self.profile)
         self.changed: set[WatchedAllocator] = set()
         """Allocators whose books have moved since the last check."""
+        self.loop = Loop()
+        self.leaves: list[Leave] = []
+        """All that were given."""
+        self.seen: Counter[str] = Counter()
+        """How often what only some schedules show has happened."""
         self.num_events = 0
         self._trace = trace
         self._queue: list[tuple[float, int, Action, tuple[Any, ...]]] = []
@@ -81,6 +99,7 @@ class World:
                 self._trace.append(_line(at_s, action, args))
             try:
                 happened = action(*args)
+                self.loop.run_ready()
             except BatonError as error:
                 raise as_rule(error) from error
             if happened is not False:

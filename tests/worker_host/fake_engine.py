@@ -91,6 +91,12 @@ class FakeStore:
         picked = self.data[layers.start : layers.stop][:, :, self.slots(block_ids, tokens)]
         return memoryview(picked.tobytes())
 
+    def gather_into(
+        self, layers: range, block_ids: Sequence[int], tokens: range, out: memoryview
+    ) -> None:
+        """Into memory of the caller's."""
+        out[:] = self.gather(layers, block_ids, tokens)
+
     def scatter(
         self, layers: range, block_ids: Sequence[int], tokens: range, payload: memoryview
     ) -> None:

@@ -80,6 +80,10 @@ def test_gather_equals_one_cache(
     assert got.format == "B"
     assert got.nbytes == spread.payload_bytes(len(layers), len(tokens))
     assert got == whole.gather(layers, TABLE, tokens)
+    room = bytearray(got.nbytes + 8)
+    spread.gather_into(layers, TABLE, tokens, memoryview(room)[3:-5])
+    assert room[3:-5] == got
+    assert not any(room[:3] + room[-5:])
 
 
 @each_layout
