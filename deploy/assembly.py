@@ -21,6 +21,7 @@ from decode_worker.service import DecodeService
 from engine.block_allocator import BlockAllocator
 from kv_transfer.book import SourceBook
 from kv_transfer.carriers.choose import Carriers
+from kv_transfer.carriers.shm import ShmCarrier
 from kv_transfer.fetch import Fetcher
 from kv_transfer.kv_host import KvHost
 from kv_transfer.local import LocalFetch, NearestFetch
@@ -92,6 +93,8 @@ class Assembled:
     books: Books
     host: WorkerHost
     loops: Sequence[Loop]
+    carriers: Carriers
+    """To be closed once nothing is served any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +164,7 @@ def assemble(parts: Parts, server: Server) -> Assembled:
     return Assembled(
         books=books,
         host=host,
+        carriers=common.kv_host.carriers,
         loops=(
             steps.run,
             desk.run,
@@ -183,7 +187,7 @@ def _common(parts: Parts) -> _Common:
         layout=layout,
         store=compute.store,
         copies=parts.copies,
-        carriers=Carriers((), handoff.carrier),
+        carriers=Carriers((ShmCarrier(),), handoff.carrier),
         clock=clock,
         config=handoff,
     )

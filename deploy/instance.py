@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -266,7 +266,8 @@ async def _serve(
         # Never set: it is a member until it has drained, and is withdrawn by the cancel.
         left = asyncio.Event()
         loops.insert(0, partial(keep_announced, registry, lambda: parts.member, stop=left))
-    await serve(server, loops, life)
+    with closing(assembled.carriers):
+        await serve(server, loops, life)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.kv_layout import KvRange
-from kv_transfer.jit import kernel
+from kv_transfer.jit import kernel, load_word
 
 _WORD_BYTES = 8
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -24,7 +24,7 @@ def kernel(function: F) -> F:
     Machine code is kept in the user's cache; where that cannot be written each process compiles
     for itself, about 1 s more at its start.
     """
-    config = numba.config
+    config: Any = numba.config
     # One setting for the whole process, read while a kernel is declared: other packages keep
     # their kernels elsewhere, whoever is imported first.
     before, config.CACHE_DIR = config.CACHE_DIR, str(_cache_dir(function))
@@ -37,13 +37,15 @@ def kernel(function: F) -> F:
 
 
 def _cache_dir(function: Callable[..., Any]) -> Path:
-    """By the source of the kernel's file: numba looks at its date and size alone."""
+    """By the source that goes into a kernel: numba looks at dates and sizes alone, and not at this
+    file's."""
     digest = hashlib.sha256(numba.__version__.encode())
-    digest.update(Path(function.__code__.co_filename).read_bytes())
+    for path in (__file__, function.__code__.co_filename):
+        digest.update(Path(path).read_bytes())
     return user_cache_dir() / "kernels" / digest.hexdigest()[:16]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def load_word(_typing: Any, data: Any, _at: Any) -> Any:  # noqa: ANN401
     """Eight bytes of a byte array from an index on, which need not be aligned, as one number.
 

@@ -182,8 +182,7 @@ class Sender:
 
     async def _send_segment(self, segment: Segment) -> None:
         num_bytes = self.wire.num_bytes(self.host.layout, segment.range)
-        async with self._patience("emptied no segment"):
-            place = await self.outlet.place(num_bytes)
+        place = await self._place(num_bytes)
         # While it waited, the source may have ended: its blocks are gone then.
         if self._is_over():
             return
@@ -199,6 +198,15 @@ class Sender:
             if not segment.resent:
                 self._digest += filled.header.checksum
             await self._frames.put(filled)
+
+    async def _place(self, num_bytes: int) -> Place:
+        try:
+            async with self._patience("emptied no segment"):
+                return await self.outlet.place(num_bytes)
+        except CarrierUnusable as error:
+            # The host has no memory left for it, say.
+            self.fall_back(str(error))
+            return await self.outlet.place(num_bytes)
 
     def _gather(self, read: Read, outlet: Outlet, place: Place) -> _Filled:
         """In a copy thread: one segment's payload, checksum and frame."""

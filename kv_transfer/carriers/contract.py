@@ -59,7 +59,7 @@ class Outlet(Protocol):
 
     async def place(self, num_bytes: int) -> Place:
         """Room for a payload; waits while the sink has not emptied earlier ones (bounded by the
-        caller, who may cancel)."""
+        caller, who may cancel). Raises CarrierUnusable when there will be none."""
         ...
 
     def frame(self, header: pb.SegmentHeader, place: Place) -> bytes:

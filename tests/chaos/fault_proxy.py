@@ -65,6 +65,8 @@ class Line:
         """Set fields by name; whoever a blackhole holds looks again."""
         for name, value in faults.items():
             setattr(self, name, value)
+        if "seed" in faults:
+            self._random = random.Random(self.seed)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -203,8 +205,8 @@ async def _ended(pumps: tuple[_Pump, _Pump]) -> Stop:
                 group.create_task(pump.write())
     except* _Stopped as stopped:
         how = next(e.stop for e in stopped.exceptions if isinstance(e, _Stopped))
-    except* ConnectionError:
-        how = Stop.RESET  # one end did it: the other is told
+    except* OSError:
+        how = Stop.RESET  # one end has broken off: the other is told
     return how
 
 

@@ -187,7 +187,7 @@ ODD_FRAMES = [
     ("another length", announce_with(num_tokens=2**32 - 1), KvLostReason.LEASE),
     ("another model", announce_with(num_layers=5), KvLostReason.LEASE),
     ("another dtype", announce_with(dtype="float16"), KvLostReason.LEASE),
-    ("unknown carrier", announce_with(carrier="pigeon"), KvLostReason.LEASE),
+    ("another wire format", announce_with(wire_format="morse"), KvLostReason.LEASE),
     ("no lease time", announce_with(lease_ttl_s=float("nan")), KvLostReason.LEASE),
 ]
 
@@ -200,6 +200,14 @@ async def test_an_odd_frame_only_loses_its_handoff(tamper: Tamper, why: KvLostRe
         sink = decode.sink()
         assert await lost(decode, prefill, sink, NUM_TOKENS) is why
         sink.stop()
+
+
+async def test_an_unknown_carrier_falls_back_to_inline() -> None:
+    async with pair(announce_with(carrier="pigeon")) as (prefill, decode, kv):
+        sink = decode.sink()
+        result = await fetched(decode, prefill, sink, NUM_TOKENS)
+        assert result.timing.carrier == "grpc"
+        assert decode.take(sink) == kv
 
 
 async def test_a_prefill_that_never_comes() -> None:

@@ -9,6 +9,7 @@ from core.ids import HandoffId
 from core.kv_layout import KvRange
 from core.request import Fence
 from kv_transfer.sink import Sink, Write
+from tests.simulation.checks import RuleBroken
 from tests.simulation.content import LAYOUT, digest
 from tests.simulation.leaves import Leave
 from tests.simulation.slots import InSlot, Payload
@@ -143,13 +144,17 @@ class PrefixFetching:
 
     def _write_done(self, asked: Asked, write: Write, payload: Payload, checksum: int) -> None:
         node = self._node
-        node.allocator.memory.scatter(write.block_ids, write.range, payload.read())
+        values = payload.read()
+        node.allocator.memory.scatter(write.block_ids, write.range, values)
         node.allocator.untouch(write.block_ids)
         is_intact = payload.is_intact()
+        node.world.checks.counts(is_intact, digest(values, write.range), checksum)
         asked.sink.end_write(write, checksum if is_intact else None)
         if isinstance(payload, InSlot):
             args = (asked.stream_id, payload.slot, payload.generation)
             node.network.send(asked.peer, asked.peer.sending.on_emptied, *args)
+        if not is_intact and asked.peer.sending.has_open(asked.stream_id):
+            raise RuleBroken(f"a payload of {asked} was overwritten while it was read")
         if not is_intact:
             self._finish(asked)
         else:
@@ -174,6 +179,8 @@ class PrefixFetching:
             block_ids = sink.hand_over()
             node.name_blocks(spec, block_ids, sink.num_tokens)
             node.blocks.release(block_ids, BlockState.OWNED)
+        else:
+            node.world.checks.lied(node.world.profile.rogue)
         self._finish(asked)
 
     def _end_wait(self, asked: Asked) -> bool | None:

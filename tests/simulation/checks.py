@@ -64,10 +64,27 @@ class Checks:
         before, _ = self._granted.get(stream_id, (0, 0))
         self._granted[stream_id] = (max(num_tokens, before), sink.num_cached_tokens)
 
-    def kept_floor(self, num_free: int, num_growing: int) -> None:
-        """A handoff got room: running answers can still grow by a block each."""
+    def gave_room(self, sink: Sink, num_free: int, num_growing: int) -> None:
+        """A handoff got room: for all of it, and running answers can grow by a block each."""
+        if sink.num_missing_blocks:
+            raise RuleBroken(f"{sink.handoff_id}: {sink.num_missing_blocks} blocks are missing")
         if num_free < num_growing:
             raise RuleBroken(f"{num_free} blocks are free for {num_growing} growing answers")
+
+    def alone(self, sink: Sink, writing: Sequence[Fence]) -> None:
+        """A credit leaves the sink: nobody of an earlier attempt writes to its blocks."""
+        if any(fence != sink.fence for fence in writing):
+            raise RuleBroken(f"{sink.handoff_id}: {writing} still write as {sink.fence} begins")
+
+    def counts(self, is_counted: bool, copied: int, checksum: int) -> None:
+        """A segment is in its blocks: it counts only if the copy read what had been checked."""
+        if is_counted and copied != checksum:
+            raise RuleBroken("a payload was overwritten during its copy, and counts")
+
+    def lied(self, rogue: float) -> None:
+        """The digest of the whole is wrong: somebody has sent what is not so."""
+        if not rogue:
+            raise RuleBroken("a digest is wrong though everybody is honest")
 
     def sent(self, stream_id: int, tokens: range, is_held: bool) -> None:
         """A segment leaves the source: credit must cover it, its reader lack it, and somebody hold
@@ -101,6 +118,11 @@ class Checks:
         """A source lets somebody read: the router must have meant just that."""
         if wanted not in self._leaves:
             raise RuleBroken(f"no leave was given for {wanted}")
+
+    def ended_loan(self, source: Source) -> None:
+        """The reader of a cached prefix has gone: nobody else knows of it."""
+        if source.state is not SourceState.ENDED or source.block_ids:
+            raise RuleBroken(f"{source.handoff_id}: a prefix is lent to nobody")
 
     def committed(self, node: "Node", spec: Spec, sink: Sink, end: "End") -> None:
         """A sink has committed: once, and with the right KV."""

@@ -31,7 +31,8 @@ class Job:
     """Prompt and forced tokens: what its prefill must announce."""
     source: PrefillNode | None = None
     stream_id: int = 0
-    num_writing: int = 0
+    writing: list[Fence] = field(default_factory=list)
+    """Whose segments threads are writing."""
     is_admitted: bool = False
     """The scheduler has seen the announcement."""
     waiting: Waiting | None = None
@@ -183,14 +184,14 @@ class DecodeNode(Node):
         self.room.settle()
         super().settle()
 
-    def reserved(self, job: Job) -> None:
-        """There is room for it, or for a part: the source may send."""
+    def reserved(self, job: Job, credit: int) -> None:
+        """There is room for so many tokens of it: the source may send them."""
         sink = job.sink
         assert job.spec is not None
         job.progress_at_s = self.world.now_s
+        self.world.checks.alone(sink, job.writing)
         cached = sink.block_ids[: sink.num_cached_tokens // LAYOUT.block_size]
         self.world.checks.holds(self, job.spec, cached)
-        credit = min(sink.num_tokens, len(sink.block_ids) * LAYOUT.block_size)
         self.world.checks.granted(job.stream_id, sink, credit)
         if credit and job.source is not None:
             to, args = job.source.sending, (job.stream_id, credit, sink.num_cached_tokens)

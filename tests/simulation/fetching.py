@@ -117,7 +117,7 @@ class Fetching:
         if write is None:
             return False
         job.progress_at_s = node.world.now_s
-        job.num_writing += 1
+        job.writing.append(stream.fence)
         self.begin_copy(stream, write, payload, checksum)
         return None
 
@@ -139,17 +139,20 @@ class Fetching:
         self, stream: Stream, write: Write, payload: Payload, checksum: int
     ) -> None:
         node, job = self._node, stream.job
-        node.allocator.memory.scatter(write.block_ids, write.range, payload.read())
-        job.num_writing -= 1
+        values = payload.read()
+        node.allocator.memory.scatter(write.block_ids, write.range, values)
+        job.writing.remove(stream.fence)
         node.allocator.untouch(write.block_ids)
         is_intact = payload.is_intact()
+        node.world.checks.counts(is_intact, digest(values, write.range), checksum)
         job.sink.end_write(write, checksum if is_intact else None)
         self.say_emptied(stream, payload)
         if is_intact:
             self._commit_if_whole(stream)
         else:
             node.world.seen["overwritten payloads"] += 1
-            # Only a source that takes the stream for dead fills it again.
+            if stream.peer.sending.has_open(stream.stream_id):
+                raise RuleBroken(f"a payload of {stream} was overwritten while it was read")
             self._lose(stream)
 
     def _damaged(self, stream: Stream, index: int) -> None:
@@ -172,6 +175,7 @@ class Fetching:
         if not job.sink.is_whole:
             return
         if not job.sink.commit():
+            node.world.checks.lied(node.world.profile.rogue)
             job.sink.lost_at_s = node.world.now_s
             self._lost(stream)
             return

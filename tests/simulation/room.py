@@ -41,8 +41,7 @@ class Room:
                 self._wait(job)
             else:
                 # Retargeted: the blocks are here already.
-                sink.reserve(())
-                self._node.reserved(job)
+                self._node.reserved(job, sink.reserve(()))
 
     def grant(self) -> None:
         """Answers have grown or ended."""
@@ -62,8 +61,8 @@ class Room:
         job.waiting = None
         node = self._node
         if job.sink.state is SinkState.RECEIVING:
-            node.world.checks.kept_floor(node.blocks.num_free, node.num_growing)
-            node.reserved(job)
+            node.world.checks.gave_room(job.sink, node.blocks.num_free, node.num_growing)
+            node.reserved(job, job.sink.num_tokens)
 
 
 class PartRoom(Room):
@@ -89,5 +88,5 @@ class PartRoom(Room):
         num_blocks = min(sink.num_missing_blocks - len(cached), blocks.num_free)
         if not num_blocks and not cached and sink.state is SinkState.RECEIVING:
             return
-        sink.reserve(blocks.allocate(num_blocks, BlockState.INCOMING), cached)
-        self._node.reserved(job)
+        credit = sink.reserve(blocks.allocate(num_blocks, BlockState.INCOMING), cached)
+        self._node.reserved(job, credit)

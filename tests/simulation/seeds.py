@@ -122,7 +122,7 @@ class Simulation:
         world, requests = self.world, self.router.requests
         own = tuple(range(OWN + index * 100, OWN + index * 100 + 8))
         if requests and world.random() < 0.4:
-            answered = [r for r in requests if r.state is State.FINISHED]
+            answered = [r for r in requests if r.state is State.FINISHED and r.decode is not None]
             before = world.rng.choice((answered or requests)[-3:]).spec
             if len(before.tokens) < MAX_PROMPT:
                 num_own = world.ticks(1, MAX_PROMPT + 1 - len(before.tokens))

@@ -184,6 +184,10 @@ class Sending:
         """Those that read it, or did before another took over."""
         return [s for s in self._streams.values() if s.reading.source is source]
 
+    def has_open(self, stream_id: int) -> bool:
+        """It has not been taken for dead."""
+        return stream_id in self._streams
+
     def open_streams(self) -> list[Stream]:
         """Those that can break."""
         return list(self._streams.values())
@@ -283,3 +287,5 @@ class Sending:
             del self._streams[stream.stream_id]
             self._slots.closed(stream.stream_id)
             stream.context.__exit__(None, None, None)
+            if stream.is_prefix:
+                self._node.world.checks.ended_loan(stream.reading.source)

@@ -35,5 +35,5 @@ def snapshot(job: "Job") -> tuple[object, ...]:
         sink.num_refetches,
         sink.num_commits,
         sink.expected_digest,
-        job.num_writing,
+        len(job.writing),
     )
