@@ -30,6 +30,8 @@ def kv_digest(payload: memoryview, *, head_bytes: int, num_heads: int, piece: Kv
         )
     # Always read-only: for writable memory numba would compile it once more.
     data = np.frombuffer(payload.toreadonly(), dtype=np.uint8)
+    if head_bytes < _WORD_BYTES:
+        data, head_bytes = _padded(data, head_bytes), _WORD_BYTES
     layers = piece.layers.start, piece.layers.stop
     tokens = piece.tokens.start, piece.tokens.stop
     return int(_digest(data, head_bytes, num_heads, layers, tokens))
@@ -38,6 +40,14 @@ def kv_digest(payload: memoryview, *, head_bytes: int, num_heads: int, piece: Kv
 def warm_up() -> None:
     """Compile, or load what was compiled: seconds, that no request should wait for."""
     kv_digest(memoryview(bytes(32)), head_bytes=16, num_heads=1, piece=KvRange(range(1), range(1)))
+
+
+def _padded(data: NDArray[np.uint8], head_bytes: int) -> NDArray[np.uint8]:
+    """Head vectors that are shorter than a word as words; no model has them."""
+    rows = data.reshape(-1, head_bytes)
+    words = np.pad(rows, ((0, 0), (0, _WORD_BYTES - head_bytes))).reshape(-1)
+    words.flags.writeable = False
+    return words
 
 
 # A 15-bit layer, a bit of K or V, a 32-bit token and a 16-bit head name a place; one to one, as is
@@ -64,23 +74,23 @@ def _digest(
 
 @kernel
 def _hash_row(data: NDArray[np.uint8], start: int, num_bytes: int) -> np.uint64:
-    """Sum of one hash per word, each keyed by its place in the row; the last one zero-padded.
+    """Sum of one hash per word, each keyed by its place in the row, and of the rest as one more
+    word, zero where nothing is left. At least 8 bytes.
 
     A changed bit always changes it: each word's part is one to one. Several changed words cancel
     as seldom as chance has it, whatever the pattern: of multiplying alone, which moves bits only
     upwards, a row with all its signs turned would have the same sum.
     """
-    num_words = num_bytes // _WORD_BYTES
     total = np.uint64(0)
-    for i in range(num_words):
-        key = np.uint64(i + 1) * _GOLDEN
-        total += _mix(load_word(data, start + _WORD_BYTES * i) ^ key)
-    if num_words * _WORD_BYTES < num_bytes:
-        word = np.uint64(0)
-        for i in range(num_words * _WORD_BYTES, num_bytes):
-            word |= np.uint64(data[start + i]) << np.uint64(8 * (i % _WORD_BYTES))
-        total += _mix(word ^ np.uint64(num_words + 1) * _GOLDEN)
-    return total
+    key = _GOLDEN
+    for at in range(start, start + num_bytes - _WORD_BYTES + 1, _WORD_BYTES):
+        total += _mix(load_word(data, at) ^ key)
+        key += _GOLDEN
+    # The row's last word without what was counted already. Always, and in two shifts, one for
+    # where all was: with a branch in it numba's loops are not vectorised, and 3 times as slow.
+    last = load_word(data, start + num_bytes - _WORD_BYTES) >> np.uint64(1)
+    last >>= np.uint64(8 * _WORD_BYTES - 1 - 8 * (num_bytes % _WORD_BYTES))
+    return total + _mix(last ^ key)
 
 
 @kernel

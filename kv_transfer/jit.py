@@ -45,7 +45,12 @@ def _cache_dir(function: Callable[..., Any]) -> Path:
     return user_cache_dir() / "kernels" / digest.hexdigest()[:16]
 
 
-@intrinsic
+def _inlined(function: Any) -> Any:  # noqa: ANN401
+    """numba's `intrinsic`, called without the typing context that it adds by itself."""
+    return intrinsic(function)
+
+
+@_inlined
 def load_word(_typing: Any, data: Any, _at: Any) -> Any:  # noqa: ANN401
     """Eight bytes of a byte array from an index on, which need not be aligned, as one number.
 

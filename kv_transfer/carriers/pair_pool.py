@@ -111,15 +111,15 @@ class PairPool:
 
     def _make_room(self, peer: str) -> None:
         self._forget()
-        mine = sum(kept.peer == peer for kept in self._kept.values())
-        if peer and mine >= MAX_GROUPS_PER_PEER:
-            raise CarrierUnusable(f"{mine} pair groups with this peer are in use or ending")
+        num_busy = sum(kept.peer == peer and kept.is_busy for kept in self._kept.values())
+        if peer and num_busy >= MAX_GROUPS_PER_PEER:
+            raise CarrierUnusable(f"{num_busy} pair groups with this peer are in use")
         if len(self._kept) < self._max_groups:
             return
-        idle = next((k for k in self._kept.values() if not k.is_busy), None)
+        idle = next((k for k in self._kept.values() if not (k.is_busy or k.group.is_dead)), None)
         if idle is None:
-            raise CarrierUnusable(f"all {len(self._kept)} pair groups are in use")
-        # Its thread ends it; nothing is under way there, so that takes no time worth counting.
+            raise CarrierUnusable(f"all {len(self._kept)} pair groups are in use or ending")
+        # Nothing is under way in it: what its thread still does takes no time worth counting.
         del self._kept[idle.group.place.group_id]
         idle.group.drop()
 

@@ -36,6 +36,8 @@ from rpc.serve import bind, build
 from worker_host.blocks import InstanceBlocks
 
 NUM_BLOCKS = 64
+NUM_TOKENS = 100
+"""Of the pair's one prompt."""
 ID = HandoffId("r/0")
 FIRST = Fence(0, 1)
 FINGERPRINT = Fingerprint("f")
@@ -274,3 +276,15 @@ async def lost(
     with pytest.raises(KvLost) as caught:
         await fetched(decode, prefill, sink, num_tokens, reserve)
     return caught.value.why
+
+
+@asynccontextmanager
+async def pair(tamper: Tamper | None = None) -> AsyncIterator[tuple[Instance, Instance, bytes]]:
+    """A finished prefill and an idle decode; no leak on either side afterwards."""
+    async with instance(tamper=tamper) as prefill, instance() as decode:
+        kv = prefill.prefill(NUM_TOKENS)
+        yield prefill, decode, kv
+        prefill.book.release(ID, Fence(9, 9), committed=False)
+        await until(lambda: not prefill.book.num_fetches)
+        prefill.assert_no_leak()
+        decode.assert_no_leak()

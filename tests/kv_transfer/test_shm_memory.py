@@ -80,12 +80,13 @@ async def test_a_process_that_never_was_is_refused(carrier: ShmCarrier) -> None:
 
 
 async def refused(carrier: ShmCarrier, announce: pb.Announce, why: str = ".") -> None:
-    inlet, before = carrier.inlet(), sorted(os.listdir("/proc/self/fd"))
+    inlet, before = carrier.inlet(), set(os.listdir("/proc/self/fd"))
     with pytest.raises(CarrierUnusable, match=why):
         await inlet.attach(announce)
     inlet.close()
     gc.collect()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    # Those of an earlier test may still have been closing.
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.parametrize("num_bytes", [0, 8, SMALLEST, 4 * MAX_SLOT_BYTES, 2**63, 2**64 - 1])

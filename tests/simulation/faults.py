@@ -1,10 +1,16 @@
 """What goes wrong on a schedule: crashes, broken streams, cancels, router deaths."""
 
+from typing import TYPE_CHECKING
+
 from tests.simulation.decode_node import DecodeNode
 from tests.simulation.network import Network
 from tests.simulation.prefill_node import PrefillNode
 from tests.simulation.router_model import Router
 from tests.simulation.world import World
+
+if TYPE_CHECKING:
+    from tests.simulation.asking import Asked
+    from tests.simulation.streams import Stream
 
 HORIZON = 500
 """Ticks within which faults begin: as long as a typical schedule."""
@@ -64,7 +70,7 @@ class Faults:
         """One connection ends; both ends notice."""
         nodes: list[PrefillNode | DecodeNode] = [*self._prefills, *self._decodes]
         node = self._world.rng.choice(nodes)
-        streams = node.fetching.open_streams()
+        streams: list[Stream | Asked] = [*node.fetching.open_streams()]
         if not streams or not node.is_alive:
             return False
         stream = self._world.rng.choice(streams)

@@ -135,9 +135,7 @@ class Fetching:
             args = (stream.stream_id, payload.slot, payload.generation)
             self._node.network.send(stream.peer, to.on_emptied, *args)
 
-    def _write_done(
-        self, stream: Stream, write: Write, payload: Payload, checksum: int
-    ) -> None:
+    def _write_done(self, stream: Stream, write: Write, payload: Payload, checksum: int) -> None:
         node, job = self._node, stream.job
         values = payload.read()
         node.allocator.memory.scatter(write.block_ids, write.range, values)

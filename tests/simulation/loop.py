@@ -3,37 +3,38 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 
-class Loop(asyncio.AbstractEventLoop):
+class Loop:
     """Runs what is due after each event of the world."""
 
     def __init__(self) -> None:
-        self._ready: deque[asyncio.Handle] = deque()
+        self._ready: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
-        """In the order of the calls."""
-        handle = asyncio.Handle(callback, args, self, context)
-        self._ready.append(handle)
-        return handle
+    def call_soon(
+        self, callback: Callable[..., object], *args: object, context: object = None
+    ) -> None:
+        """In the order of the calls; there is one context."""
+        self._ready.append((callback, args))
 
     def create_future(self) -> "asyncio.Future[Any]":
         """Ours."""
-        return asyncio.Future(loop=self)
+        return asyncio.Future(loop=self.as_asyncio())
 
     def get_debug(self) -> bool:
         """Never."""
         return False
 
-    def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """What a callback raised ends the seed."""
-        raise context["exception"]
+    def as_asyncio(self) -> asyncio.AbstractEventLoop:
+        """What futures and events take it for; they call no more than what is here."""
+        return cast("asyncio.AbstractEventLoop", self)
 
     def run_ready(self) -> None:
         """Until nothing is due."""
         while self._ready:
-            self._ready.popleft()._run()
+            callback, args = self._ready.popleft()
+            callback(*args)
 
 
 class Waiting:

@@ -116,9 +116,7 @@ class Placing:
     def _leave(
         self, request: Request, source: Node, fetcher: Node, *, is_prefix: bool = False
     ) -> Leave:
-        leave = Leave(
-            request.spec.handoff_id, request.fence, source.name, fetcher.name, is_prefix
-        )
+        leave = Leave(request.spec.handoff_id, request.fence, source.name, fetcher.name, is_prefix)
         self._world.checks.gave_leave(leave)
         self._world.leaves.append(leave)
         return leave

@@ -1,7 +1,6 @@
 """A prefill instance: computes in threads, keeps KV under leases in the real SourceBook."""
 
 from dataclasses import dataclass
-
 from typing import TYPE_CHECKING
 
 from core.blocks import BlockState
@@ -14,11 +13,11 @@ from engine.block_allocator import Pin
 from kv_transfer.source import FirstToken, Outcome, Source
 from tests.simulation.asking import PrefixFetching
 from tests.simulation.content import LAYOUT, Spec, cells
-from tests.simulation.leaves import Leave
 from tests.simulation.network import Node
 
 if TYPE_CHECKING:
     from tests.simulation.decode_node import DecodeNode
+    from tests.simulation.leaves import Leave
 
 CHUNK_TOKENS = 4
 

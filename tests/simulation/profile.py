@@ -65,9 +65,7 @@ def draw(rng: Random) -> Profile:
     kind = rng.random()
     has_slots, gives_parts = rng.random() < 0.5, rng.random() < 0.3
     if kind < 0.05:
-        return Profile(
-            is_overload=True, gap=12, max_queued=4, attempt=10**6, has_slots=has_slots
-        )
+        return Profile(is_overload=True, gap=12, max_queued=4, attempt=10**6, has_slots=has_slots)
     if kind < 0.15:
         return Profile(is_calm=True, has_slots=has_slots, gives_parts=gives_parts)
     lossy, crashing, hostile = kind < 0.5, 0.35 < kind < 0.85, kind > 0.7

@@ -33,14 +33,14 @@ class Rogue:
         fence = max(source.fence, source.reader.fence) if source.reader else source.fence
         handoff_id, world = source.handoff_id, self._world
         stream_id = next((s.stream_id for s in node.sending.of(source)), 0)
-        words = (
+        words: list[tuple[Any, ...]] = [
             (node.sending.on_renew, handoff_id, fence, 0),
             (node.sending.on_release, handoff_id, fence, True),
             (node.sending.on_release, handoff_id, fence, False),
             (node.sending.on_credit, stream_id, 0, 0),
             (node.sending.on_refetch, stream_id, int(world.random() * 3)),
             (node.sending.on_lost, stream_id),
-        )
+        ]
         word, *args = world.rng.choice(words)
         if world.leaves and world.random() < 0.2:
             word, args = node.sending.on_open, self._opening(node, source, fence)

@@ -65,8 +65,8 @@ class Simulation:
             try:
                 self.world.run()
             finally:
-                for node in self.decodes:
-                    node.stop_waiting()
+                for decode in self.decodes:
+                    decode.stop_waiting()
         for node in (*self.prefills, *self.decodes):
             check_idle(node.name, node.allocator)
             if node.num_remembered():
@@ -176,7 +176,7 @@ class Result:
 @contextmanager
 def running(loop: Loop) -> Iterator[None]:
     """What the parts take for asyncio's own."""
-    asyncio._set_running_loop(loop)
+    asyncio._set_running_loop(loop.as_asyncio())
     try:
         yield
     finally:

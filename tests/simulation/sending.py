@@ -12,7 +12,7 @@ from kv_transfer.book import Reading
 from kv_transfer.source import Outcome, Read, Segment, Source
 from tests.simulation.content import LAYOUT, TENANT, Spec, digest, whole
 from tests.simulation.leaves import Leave
-from tests.simulation.slots import Inline, InSlot, Payload, Slot, Slots
+from tests.simulation.slots import Inline, Payload, Slot
 
 if TYPE_CHECKING:
     from tests.simulation.decode_node import DecodeNode
@@ -246,9 +246,7 @@ class Sending:
             is_damaged = node.world.random() < node.world.profile.damage
             checksum = digest(values, piece) ^ is_damaged
             told, index = stream.peer.fetching.on_segment, read.segment.index
-            node.network.send(
-                stream.peer, told, stream.stream_id, index, piece, payload, checksum
-            )
+            node.network.send(stream.peer, told, stream.stream_id, index, piece, payload, checksum)
         self._walk(stream)
 
     def _send_end(self, stream: Stream, source: Source) -> None:

@@ -49,6 +49,32 @@ def test_what_is_listed_as_unreachable_is_not_reached(ten_thousand: tuple[Result
     assert not [pair for pair in UNREACHABLE if visits[pair]]
 
 
+FEATURES = [
+    # what                              in ten thousand seeds at least
+    ("overload", 100),
+    ("refused by prefill", 100),
+    ("refused by decode", 100),
+    ("preempted", 100),
+    ("waits for room", 100),
+    ("prompts that wait for blocks", 100),
+    ("tokens shared at prefill", 1000),
+    ("tokens shared at decode", 1000),
+    ("prefixes lent", 100),
+    ("prefixes fetched", 100),
+    ("prefixes cancelled", 100),
+    ("refused without leave", 100),
+    ("waits for a slot", 100),
+    ("overwritten payloads", 20),
+]
+
+
+@pytest.mark.parametrize(("what", "fewest"), FEATURES, ids=[f[0] for f in FEATURES])
+def test_what_only_some_schedules_show_is_seen(
+    what: str, fewest: int, ten_thousand: tuple[Result, float]
+) -> None:
+    assert ten_thousand[0].seen[what] >= fewest
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_planted_bug_is_caught(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     result = run_seeds(range(1000), MUTANTS[name])
