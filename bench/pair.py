@@ -15,6 +15,7 @@ from core.blocks import IDLE_STATES
 from core.clock import MonotonicClock
 from core.config import Config, EngineConfig
 from core.ids import Fingerprint, HandoffId, RouterId
+from core.kv_layout import STORED
 from core.member import Role
 from core.request import Fence, SamplingParams, StopParams
 from core.work import PROTOCOL_VERSION, WorkRequest
@@ -128,6 +129,8 @@ class Pair:
                     fingerprint=self.fingerprint,
                     protocol_version=PROTOCOL_VERSION,
                     max_segment_bytes=FETCH_BYTES,
+                    wire_format=STORED,
+                    fetcher_id="bench",
                 )
             )
         )

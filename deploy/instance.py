@@ -97,6 +97,7 @@ def load_compute(spec: InstanceSpec) -> Compute:
     # Here and not above: whoever only names an InstanceSpec needs no torch.
     from engine.grammars import GrammarStates
     from engine.runner import Runner
+    from kv_transfer.digest import warm_up as warm_up_digest
 
     lost: Future[None] = Future()
     # Running: whoever stops waiting for it does not cancel it under the thread that sets it.
@@ -113,6 +114,7 @@ def load_compute(spec: InstanceSpec) -> Compute:
             grammars=GrammarStates(grammars),
         )
         runner.warm_up()
+        warm_up_digest()
         digest = Tokenizer.load(spec.model_dir).digest
         return Compute(
             model=model,

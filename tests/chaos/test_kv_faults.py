@@ -25,7 +25,7 @@ BESIDE = HandoffId("beside/0")
 IMPATIENT = replace(QUICK, progress_timeout_s=0.5, unknown_handoff_wait_s=0.5)
 
 DEADLINE_S = 5.0
-"""Of the request: an opening that gRPC itself has lost is waited for as long as a queued prefill."""
+"""Of the request: an opening that gRPC has lost is waited for as long as a queued prefill is."""
 
 Faults = dict[str, object]
 Outcome = KvLostReason | Literal["deadline"] | None

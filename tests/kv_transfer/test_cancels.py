@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 
 from core.blocks import BlockState
 from core.handoff import SinkState
-from kv_transfer.result import FetchResult
 from kv_transfer.sink import Sink
 from tests.kv_transfer.support import (
     NUM_TOKENS,
@@ -18,6 +18,9 @@ from tests.kv_transfer.support import (
     pair,
     until,
 )
+
+if TYPE_CHECKING:
+    from kv_transfer.result import FetchResult
 
 Moment = Callable[[Instance, Sink], bool]
 MOMENTS: list[tuple[str, Moment]] = [
