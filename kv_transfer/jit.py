@@ -16,6 +16,9 @@ from core.paths import user_cache_dir
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# numpy's way with errors: a check for a division by 0 would keep a loop from being vectorised.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
 
 def kernel(function: F) -> F:
     """Compile; the GIL is free while it runs, and the order of operations is kept. Sizes are not
@@ -29,9 +32,9 @@ def kernel(function: F) -> F:
     # their kernels elsewhere, whoever is imported first.
     before, config.CACHE_DIR = config.CACHE_DIR, str(_cache_dir(function))
     try:
-        return cast("F", numba.njit(cache=True, nogil=True)(function))
+        return cast("F", numba.njit(cache=True, **_OPTIONS)(function))
     except RuntimeError:  # numba found no place for its cache
-        return cast("F", numba.njit(nogil=True)(function))
+        return cast("F", numba.njit(**_OPTIONS)(function))
     finally:
         config.CACHE_DIR = before
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from core.kv_layout import KvLayout, KvRange
 from core.model_spec import DTYPE_BYTES
+from kv_transfer.jit import kernel
 
 
 class WireFormat(Protocol):
@@ -76,9 +77,12 @@ class Stored:
 
 
 _SCALE_BYTES = 4
-_MAX_CODE = 127
+_MAX_CODE = np.float32(127)
 _MIN_SCALE = np.float32(2.0**-126)
 """Of the normal numbers the smallest: a scale among the subnormal ones is too coarse itself."""
+_NO_SIGN = np.uint32(0x7FFFFFFF)
+_INFINITY = np.uint32(0x7F800000)
+_ROUNDING = np.float32(1.5 * 2**23)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +108,30 @@ class Int8:
 
     def encode(self, stored: memoryview, out: memoryview, layout: KvLayout) -> None:
         """Write head vectors as the store has them into all of `out`, in the same order."""
-        values = _as_float32(stored, layout.dtype).reshape(-1, layout.head_dim)
-        rows = np.frombuffer(out, dtype=_row_type(layout.head_dim))
-        largest = np.abs(values).max(axis=1)
-        scales = np.maximum(largest / np.float32(_MAX_CODE), _MIN_SCALE)
-        scales[~np.isfinite(scales)] = np.nan
-        with np.errstate(invalid="ignore"):
-            codes = np.rint(values / scales[:, None])
-            codes[np.isnan(scales)] = 0
-            rows["codes"] = codes.astype(np.int8)
-        rows["scale"] = scales
-        rows["zeros"] = 0
+        values = _as_float32(stored, layout.dtype)
+        num_rows, rest = divmod(len(values), layout.head_dim)
+        if rest or out.nbytes != num_rows * self.head_bytes(layout):
+            raise ValueError(f"{stored.nbytes} bytes of {layout.dtype} into {out.nbytes} of int8")
+        _quantise(values, layout.head_dim, np.frombuffer(out, dtype=np.uint8))
 
     def decode(self, wire: memoryview, layout: KvLayout) -> memoryview:
         """Head vectors as the store has them."""
         rows = np.frombuffer(wire, dtype=_row_type(layout.head_dim))
-        values = rows["codes"].astype(np.float32) * rows["scale"][:, None]
-        return _as_dtype(values, layout.dtype)
+        # A peer's scale may be anything; what comes of it is seen in what is decoded.
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = rows["codes"].astype(np.float32) * rows["scale"][:, None]
+            return _as_dtype(values, layout.dtype)
+
+
+def warm_up() -> None:
+    """Compile, or load what was compiled: seconds, that no request should wait for."""
+    for dtype in DTYPE_BYTES:
+        layout = KvLayout(num_layers=1, num_kv_heads=1, head_dim=4, dtype=dtype, block_size=1)
+        piece = KvRange(range(1), range(1))
+        wire = Int8()
+        out = memoryview(bytearray(wire.num_bytes(layout, piece)))
+        wire.encode(memoryview(bytes(piece.num_bytes(layout))), out, layout)
+        wire.decode(out, layout)
 
 
 def _row_type(head_dim: int) -> np.dtype[np.void]:
@@ -130,20 +141,65 @@ def _row_type(head_dim: int) -> np.dtype[np.void]:
 
 
 def _as_float32(stored: memoryview, dtype: str) -> NDArray[np.float32]:
-    if dtype != "bfloat16":
-        return np.frombuffer(stored, dtype=dtype).astype(np.float32, copy=False)
-    # numpy knows no bfloat16: the upper half of a float32.
-    return (np.frombuffer(stored, dtype=np.uint16).astype(np.uint32) << np.uint32(16)).view(
-        np.float32
-    )
+    """Aligned, which kernels count on, and read-only, lest numba compile them for both."""
+    if dtype == "bfloat16":
+        # numpy knows no bfloat16: the upper half of a float32.
+        halves = np.frombuffer(stored, dtype=np.uint16).astype(np.uint32)
+        halves <<= np.uint32(16)
+        values = halves.view(np.float32)
+    else:
+        values = np.frombuffer(stored, dtype=dtype).astype(np.float32, copy=False)
+    values = np.require(values, requirements="A").view()
+    values.flags.writeable = False
+    return values
 
 
 def _as_dtype(values: NDArray[np.float32], dtype: str) -> memoryview:
     """Their bytes, rounded to nearest, to even where two are as near."""
-    if dtype != "bfloat16":
-        return values.astype(dtype, copy=False).reshape(-1).view(np.uint8).data
-    bits = values.reshape(-1).view(np.uint32)
-    odd = bits >> np.uint32(16) & np.uint32(1)
-    rounded = (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
-    rounded[np.isnan(values.reshape(-1))] = 0x7FC0
-    return rounded.astype(np.uint16).view(np.uint8).data
+    if dtype == "bfloat16":
+        halves = np.empty(values.size, dtype=np.uint16)
+        _round_to_bfloat16(values.reshape(-1), halves)
+        return halves.view(np.uint8).data
+    return values.astype(dtype, copy=False).reshape(-1).view(np.uint8).data
+
+
+@kernel
+def _quantise(values: NDArray[np.float32], head_dim: int, out: NDArray[np.uint8]) -> None:
+    """Rows of int8 into `out`."""
+    row_bytes = _SCALE_BYTES + head_dim + -head_dim % _SCALE_BYTES
+    bits = values.view(np.uint32)
+    for row in range(len(values) // head_dim):
+        first, at = row * head_dim, row * row_bytes
+        # As an integer: those above infinity are NaN, which a comparison of floats would lose.
+        largest = np.uint32(0)
+        for i in range(head_dim):
+            largest = np.uint32(max(largest, bits[first + i] & _NO_SIGN))
+        scale = max(np.float32(np.uint32(largest).view(np.float32) / _MAX_CODE), _MIN_SCALE)
+        if largest >= _INFINITY:
+            scale = np.float32(np.nan)
+        scale_bits = np.float32(scale).view(np.uint32)
+        if scale * _MAX_CODE == np.inf:  # rounded up, of the very largest numbers
+            scale_bits -= np.uint32(1)
+        for i in range(_SCALE_BYTES):
+            out[at + i] = np.uint8(scale_bits >> np.uint32(8 * i) & np.uint32(0xFF))
+        at += _SCALE_BYTES
+        for i in range(head_dim):
+            # Above 1.5 × 2²³ floats are whole numbers: the sum is rounded to nearest, and its low
+            # bits are the number. NaN's are any; its scale is NaN too.
+            code = np.float32(values[first + i] / scale + _ROUNDING)
+            out[at + i] = np.uint8(code.view(np.uint32) & np.uint32(0xFF))
+        for i in range(head_dim, row_bytes - _SCALE_BYTES):
+            out[at + i] = np.uint8(0)
+
+
+@kernel
+def _round_to_bfloat16(values: NDArray[np.float32], out: NDArray[np.uint16]) -> None:
+    """To nearest, to even where two are as near."""
+    all_bits = values.view(np.uint32)
+    for i in range(len(all_bits)):
+        bits = all_bits[i]
+        odd = bits >> np.uint32(16) & np.uint32(1)
+        rounded = (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+        # Rounded up, some NaN would become 0.
+        is_nan = bits & _NO_SIGN > _INFINITY
+        out[i] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)

@@ -6,13 +6,14 @@ with the group: at the latest when the wait that it is in has used up its time.
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.distributed import ProcessGroupGloo, Store  # type: ignore[attr-defined]
@@ -20,8 +21,14 @@ from torch.distributed import ProcessGroupGloo, Store  # type: ignore[attr-defin
 from core.errors import PeerLost
 from kv_transfer.carriers.contract import CarrierUnusable
 from kv_transfer.carriers.pair_line import PairLine
+from kv_transfer.carriers.pair_staging import Bytes, Staging
 
 SOURCE_RANK, SINK_RANK = 0, 1
+NUM_AHEAD = 2
+"""Payloads that a sink asks for before it knows of them. Gloo sends none that is not asked for, and
+asking costs a round trip. They outlast a stream: the next one's payloads come in their place."""
+_TAG = 1
+T = TypeVar("T")
 
 
 class _Work(Protocol):
@@ -89,8 +96,11 @@ class PairGroup:
         self._timeout_s = timeout_s
         self._line: PairLine | None = None
         self._listener: socket.socket | None = None
+        self.staging = Staging()
         self._ranks: list[TwoRanks] = []
         """The one there is; only the thread touches it."""
+        self._awaited: deque[tuple[Bytes, _Work]] = deque()
+        """The sink's, only the thread touches it: asked for, though no frame has told of them."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pair-group")
         self._ending: Future[None] | None = None
 
@@ -125,13 +135,13 @@ class PairGroup:
                 )
             await self._meet(self._line)
 
-    def send(self, tensor: torch.Tensor, tag: int) -> "asyncio.Future[None]":
+    def send(self, tensor: torch.Tensor) -> "asyncio.Future[None]":
         """Queue it; it must not change before the future is done, which may raise PeerLost."""
-        return self._move(lambda ranks: ranks.send([tensor], SINK_RANK, tag))
+        return self._move(partial(self._send, tensor))
 
-    def receive(self, into: torch.Tensor, tag: int) -> "asyncio.Future[None]":
-        """Queue it; what comes may be shorter, but never longer: Gloo would end the process."""
-        return self._move(lambda ranks: ranks.recv([into], SOURCE_RANK, tag))
+    def receive(self) -> "asyncio.Future[Bytes]":
+        """The next payload, at the beginning of a whole buffer; may raise PeerLost."""
+        return self._move(self._receive)
 
     def drop(self) -> None:
         """End it, here and by that at the other end; idempotent."""
@@ -142,8 +152,7 @@ class PairGroup:
         # The other end, told so, leaves the group, and that ends the wait our thread may be in.
         if self._line is not None:
             self._line.close()
-        # There, because it joins threads of torch's.
-        self._ending = self._thread.submit(self._ranks.clear)
+        self._ending = self._thread.submit(self._end)
         self._thread.shutdown(wait=False)
 
     @property
@@ -193,28 +202,48 @@ class PairGroup:
         host = self.place.host
         self._ranks.append(self._backend.connect(store, rank, host, self._timeout_s))
 
-    def _move(self, start: Callable[[TwoRanks], _Work]) -> "asyncio.Future[None]":
+    def _move(self, transfer: Callable[[], T]) -> "asyncio.Future[T]":
         if self.is_dead:
             raise PeerLost("the pair group has ended")
         self.num_started += 1
         loop = asyncio.get_running_loop()
-        moving = loop.run_in_executor(self._thread, partial(self._wait, start))
+        moving = loop.run_in_executor(self._thread, partial(self._run, transfer))
         moving.add_done_callback(self._moved)
         return moving
 
-    def _wait(self, start: Callable[[TwoRanks], _Work]) -> None:
+    def _run(self, transfer: Callable[[], T]) -> T:
         """In the thread."""
         if not self._ranks:
             raise PeerLost("the pair group has ended")
         try:
-            start(self._ranks[0]).wait()
+            moved = transfer()
         # Gloo's only word for everything: a closed connection, a time that has passed.
         except RuntimeError as error:
             raise PeerLost(f"a pair group broke: {str(error).splitlines()[0][:256]}") from None
         # At once, not in a callback: the event loop may hear from the peer before of this.
         self.num_moved += 1
+        return moved
 
-    def _moved(self, moving: "asyncio.Future[None]") -> None:
+    def _send(self, tensor: torch.Tensor) -> None:
+        self._ranks[0].send([tensor], SINK_RANK, _TAG).wait()
+
+    def _receive(self) -> Bytes:
+        while len(self._awaited) <= NUM_AHEAD:
+            # All of it, whatever will come: Gloo ends a process that is sent more than it has room
+            # for, and leaves the rest of a buffer as it was.
+            whole = self.staging.take()
+            work = self._ranks[0].recv([torch.from_numpy(whole)], SOURCE_RANK, _TAG)
+            self._awaited.append((whole, work))
+        whole, work = self._awaited.popleft()
+        work.wait()
+        return whole
+
+    def _end(self) -> None:
+        """In the thread, because it joins threads of torch's."""
+        self._awaited.clear()
+        self._ranks.clear()
+
+    def _moved(self, moving: "asyncio.Future[T]") -> None:
         # Its exception is looked at here, for a stream that has ended does not ask for it.
         if moving.cancelled() or moving.exception() is not None:
             self.drop()

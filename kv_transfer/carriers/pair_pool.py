@@ -1,13 +1,7 @@
-"""The pair groups that one end keeps between streams, and the memory that payloads move through."""
+"""The pair groups that one end keeps between streams."""
 
-import weakref
-from collections import deque
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-
-from core.limits import MAX_KV_FRAME_BYTES
 from kv_transfer.carriers.contract import CarrierUnusable
 from kv_transfer.carriers.pair_group import PairGroup
 
@@ -15,34 +9,6 @@ MAX_GROUPS = 16
 """Of one end of an instance: each is a few threads and descriptors."""
 MAX_GROUPS_PER_PEER = 4
 """As many streams between two instances at once; further ones go inline."""
-NUM_KEPT_BUFFERS = 4
-"""Touched once, reused after: to fault in new pages costs as much as to move their bytes."""
-
-_Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-class Staging:
-    """Buffers of the largest payload's size; one that nobody looks at any more is lent again.
-
-    A buffer comes back in whichever thread drops it last, which a deque allows.
-    """
-
-    def __init__(self) -> None:
-        self._free: deque[_Bytes] = deque(maxlen=NUM_KEPT_BUFFERS)
-
-    def take(self) -> _Bytes:
-        """A whole buffer, with whatever was in it. Its owner passes it on to `lend`."""
-        try:
-            return self._free.popleft()
-        except IndexError:
-            # All of it costs nothing until it is written.
-            return np.empty(MAX_KV_FRAME_BYTES, dtype=np.uint8)
-
-    def lend(self, whole: _Bytes, num_bytes: int) -> memoryview:
-        """Its first bytes; `whole` is free again when these and all made of them are dropped."""
-        part = whole[:num_bytes]
-        weakref.finalize(part, self._free.append, whole).atexit = False
-        return part.data
 
 
 @dataclass(slots=True, eq=False)
@@ -53,10 +19,7 @@ class Kept:
     peer: str
     address: str = ""
     """Where its source awaits the sink."""
-    num_streams: int = 0
-    """That used it, the present one included; the number tells their payloads apart."""
     is_busy: bool = True
-    staging: Staging = field(default_factory=Staging)
 
 
 class PairPool:

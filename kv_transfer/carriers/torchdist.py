@@ -1,8 +1,8 @@
 """Payloads through a torch.distributed group of two: between any hosts, around gRPC.
 
-Gloo moves a payload only once the sink has asked for it (there is no eager send), so a source whose
-sends have all ended knows that the sink was there for each: the group can serve another stream.
-Wherever that is not so, the end that sees it leaves the group, and the other end leaves too.
+A group serves stream after stream. The source keeps it only if all that was sent has gone, and
+announces which payload comes next, so that the sink can throw away what the last stream left. Where
+more is amiss an end leaves the group, and the other end, which misses it, leaves too.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from core.member import is_address
 from kv_transfer.carriers.contract import CarrierUnusable, Place
 from kv_transfer.carriers.pair_group import (
     GLOO,
+    NUM_AHEAD,
     SINK_RANK,
     SOURCE_RANK,
     Backend,
@@ -35,7 +36,7 @@ MAX_PLACES = 4
 MAX_SENDING = 2
 """While one moves, the next is ready in the group's thread."""
 _GROUP_ID = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,8})")
-"""The group, and which of its streams this is."""
+"""The group, and which of its payloads comes next, from 1: its first stream announces 1."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,8 +53,8 @@ class TorchDistOutlet:
 
     def announce(self, announce: pb.Announce) -> None:
         """Name the group, and where to meet if it is new."""
-        group_id = f"{self.kept.group.place.group_id}.{self.kept.num_streams}"
-        announce.pair_group.group_id = group_id
+        group = self.kept.group
+        announce.pair_group.group_id = f"{group.place.group_id}.{group.num_started + 1}"
         announce.pair_group.store_address = self.kept.address
 
     async def attach(self) -> None:
@@ -66,7 +67,7 @@ class TorchDistOutlet:
         if not 0 < num_bytes <= MAX_KV_FRAME_BYTES:
             raise ValueError(f"a payload of {num_bytes} bytes, at most {MAX_KV_FRAME_BYTES}")
         await self._room.acquire()
-        staging = self.kept.staging
+        staging = self.kept.group.staging
         return Place(staging.lend(staging.take(), num_bytes))
 
     def frame(self, header: pb.SegmentHeader, place: Place) -> bytes:
@@ -76,7 +77,7 @@ class TorchDistOutlet:
     async def sent(self, header: pb.SegmentHeader, place: Place) -> None:
         """Queue the payload; waits while two are before it. Raises PeerLost."""
         tensor = torch.frombuffer(place.buffer, dtype=torch.uint8)
-        sending = self.kept.group.send(tensor, self.kept.num_streams)
+        sending = self.kept.group.send(tensor)
         sending.add_done_callback(lambda _: self._room.release())
         self._num_sent += 1
         self._sending.append(sending)
@@ -119,7 +120,7 @@ class TorchDistInlet:
         if int(match[2]) == 1:
             await self._meet(match[1], where.store_address)
         else:
-            self._reuse(match[1], int(match[2]))
+            await self._reuse(match[1], int(match[2]))
 
     async def payload(self, header: pb.SegmentHeader, inline: memoryview) -> memoryview | None:
         """The next payload, in memory that is lent until the caller drops it."""
@@ -130,13 +131,10 @@ class TorchDistInlet:
         self._is_broken = True
         if not 0 < header.num_bytes <= MAX_KV_FRAME_BYTES:
             return None
-        staging = self._kept.staging
-        # All of it, whatever the header says: Gloo ends a process that is sent more than it has
-        # room for. What comes short has not the checksum.
-        whole = staging.take()
-        await self._kept.group.receive(torch.from_numpy(whole), self._kept.num_streams)
+        whole = await self._kept.group.receive()
         self._is_broken = False
-        return staging.lend(whole, header.num_bytes)
+        # Where less has come than the header says, the checksum tells.
+        return self._kept.group.staging.lend(whole, header.num_bytes)
 
     def is_intact(self, header: pb.SegmentHeader) -> bool:
         """Nobody else writes there."""
@@ -153,7 +151,7 @@ class TorchDistInlet:
         if self.pool.find(group_id) is not None:
             raise CarrierUnusable("a pair group is announced as new that is here already")
         group = PairGroup(PairPlace(group_id, SINK_RANK, self.host), self.backend, self.timeout_s)
-        kept = Kept(group, peer="", num_streams=1)
+        kept = Kept(group, peer="")
         try:
             self.pool.add(kept)
             self._kept = kept
@@ -162,15 +160,25 @@ class TorchDistInlet:
             group.drop()
             raise
 
-    def _reuse(self, group_id: str, num_streams: int) -> None:
+    async def _reuse(self, group_id: str, next_payload: int) -> None:
         kept = self.pool.find(group_id)
-        if kept is None or num_streams <= kept.num_streams:
+        if kept is None:
             raise CarrierUnusable("the announced pair group is not here any more")
         if kept.is_busy:
             # Its last stream has ended for the source and not yet for us.
             raise CarrierUnusable("the announced pair group is still in use")
-        kept.is_busy, kept.num_streams = True, num_streams
+        kept.is_busy = True
         self._kept = kept
+        # Those that came because they were asked for ahead, and that the last stream did not take.
+        num_left = next_payload - 1 - kept.group.num_moved
+        if not 0 <= num_left <= NUM_AHEAD:
+            kept.group.drop()
+            raise CarrierUnusable(f"the announced pair group is {num_left} payloads apart")
+        try:
+            for _ in range(num_left):
+                await kept.group.receive()
+        except PeerLost as error:
+            raise CarrierUnusable(f"the announced pair group: {error}") from error
 
 
 class TorchDistCarrier:
@@ -195,7 +203,6 @@ class TorchDistCarrier:
         """An end with an idle group of this peer, or with a new one. Raises CarrierUnusable."""
         check_place(self._backend, offer.place)
         kept = self._to_sinks.take_idle(peer) or self._new(peer)
-        kept.num_streams += 1
         return TorchDistOutlet(self._to_sinks, kept)
 
     def inlet(self) -> TorchDistInlet:

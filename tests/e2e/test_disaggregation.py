@@ -66,8 +66,9 @@ def test_bytes_moved_are_tokens_times_bytes_per_token(
     for answer in tiny_pair.run(ask_all(tiny_pair.cluster.router_addresses, asked)):
         handoff = answer.finished.timing.handoff
         assert handoff.num_kv_tokens == len(answer.question.prompt)
-        assert handoff.num_kv_bytes == handoff.num_kv_tokens * bytes_per_token
-        assert handoff.carrier == "grpc"
+        num_sent = handoff.num_kv_tokens - handoff.num_reused_tokens
+        assert handoff.num_kv_bytes == num_sent * bytes_per_token
+        assert handoff.carrier == "shm"
 
 
 def test_one_token_never_meets_decode(tiny_pair: RunningCluster) -> None:

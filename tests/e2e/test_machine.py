@@ -68,7 +68,9 @@ def test_others_settings_do_not_reach_us_nor_we_their_ray(
 
     async def ask(addresses: tuple[str, ...]) -> int:
         async with AsyncClient(addresses) as client:
-            events = [event async for event in client.generate("hello", max_tokens=5)]
+            events = [
+                event async for event in client.generate("hello", max_tokens=5, ignore_eos=True)
+            ]
         assert isinstance(events[-1], Finished)
         return events[-1].num_output_tokens
 

@@ -35,9 +35,7 @@ class PlantedStore:
         payload[: len(payload) // 2] = bytes(len(payload) // 2)
         return memoryview(payload)
 
-    def gather_into(
-        self, layers: range, block_ids: object, tokens: range, out: memoryview
-    ) -> None:
+    def gather_into(self, layers: range, block_ids: object, tokens: range, out: memoryview) -> None:
         out[:] = self.gather(layers, block_ids, tokens)
 
     def scatter(self, layers: range, block_ids: object, tokens: range, payload: memoryview) -> None:

@@ -206,9 +206,7 @@ def test_a_prefill_that_queues_or_computes_does_not_expire(desk: Desk) -> None:
 def test_waiting_fetches_are_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(book_module, "MAX_AWAITED", 1)
     with reading(desk), pytest.raises(Saturated):
-        desk.book.reading(
-            HandoffId("other"), fence(1), max_segment_bytes=4096
-        ).__enter__()
+        desk.book.reading(HandoffId("other"), fence(1), max_segment_bytes=4096).__enter__()
 
 
 def test_tombstones_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

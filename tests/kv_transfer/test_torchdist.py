@@ -11,9 +11,8 @@ import pytest
 from core.errors import PeerLost
 from core.limits import MAX_KV_FRAME_BYTES
 from kv_transfer.carriers.contract import CarrierUnusable
-from kv_transfer.carriers.pair_group import GLOO, Backend, PairGroup, PairPlace
-from kv_transfer.carriers.pair_line import MAX_KEYS, PairLine
-from kv_transfer.carriers.pair_pool import MAX_GROUPS, MAX_GROUPS_PER_PEER, Staging
+from kv_transfer.carriers.pair_group import GLOO, Backend
+from kv_transfer.carriers.pair_pool import MAX_GROUPS, MAX_GROUPS_PER_PEER
 from kv_transfer.carriers.torchdist import (
     TorchDistCarrier,
     TorchDistInlet,
@@ -105,10 +104,11 @@ async def test_streams_one_after_the_other_use_one_group() -> None:
             await attach(outlet, inlet)
             ids.append(announced(outlet).pair_group.group_id.split("."))
             await carry(outlet, inlet, b"abc" * (index + 1))
+            await carry(outlet, inlet, b"d")
             inlet.close()
             outlet.close()
         assert len({group_id for group_id, _ in ids}) == 1
-        assert [stream for _, stream in ids] == ["1", "2", "3", "4", "5"]
+        assert [stream for _, stream in ids] == ["1", "3", "5", "7", "9"]
         assert source.num_groups == sink.num_groups == 1
 
 
@@ -159,11 +159,49 @@ async def test_an_idle_group_ends_with_its_other_end(pair: Pair, end: str) -> No
     await until(lambda: num_groups(pair) == (0, 0))
 
 
-async def test_a_payload_that_nobody_takes_ends_the_group_on_both_ends(pair: Pair) -> None:
+async def test_a_payload_that_nobody_asks_for_ends_the_group_on_both_ends(pair: Pair) -> None:
     async with pair.stream() as (source, sink):
         await source.send(b"x")
         await sink.read()
     await until(lambda: num_groups(pair) == (0, 0))
+
+
+async def test_a_payload_that_nobody_takes_is_not_the_next_streams() -> None:
+    """The sink had asked for it ahead, so the source saw it go."""
+    with closing(carrier()) as source, closing(carrier()) as sink:
+        outlet, inlet = new_outlet(source), sink.inlet()
+        await attach(outlet, inlet)
+        await carry(outlet, inlet, b"first")
+        await outlet.sent(pb.SegmentHeader(), await outlet.place(5))
+        await moved(outlet)
+        inlet.close()
+        outlet.close()
+        outlet, inlet = new_outlet(source), sink.inlet()
+        await attach(outlet, inlet)
+        assert announced(outlet).pair_group.group_id.endswith(".3")
+        await carry(outlet, inlet, b"third")
+        inlet.close()
+        outlet.close()
+        assert source.num_groups == sink.num_groups == 1
+
+
+@pytest.mark.parametrize("next_payload", [2, 5, 999_999_999])
+async def test_ends_that_count_differently_part(next_payload: int) -> None:
+    with closing(carrier()) as source, closing(carrier()) as sink:
+        outlet, inlet = new_outlet(source), sink.inlet()
+        await attach(outlet, inlet)
+        for _ in range(1 + (next_payload == 2)):
+            await carry(outlet, inlet, b"x")
+        inlet.close()
+        outlet.close()
+        announce = announced(outlet)
+        group_id, _ = announce.pair_group.group_id.split(".")
+        announce.pair_group.group_id = f"{group_id}.{next_payload}"
+        inlet = sink.inlet()
+        with pytest.raises(CarrierUnusable, match="payloads apart"):
+            await inlet.attach(announce)
+        inlet.close()
+        await until(lambda: source.num_groups == sink.num_groups == 0)
 
 
 async def test_a_stream_without_payloads_proves_nothing(pair: Pair) -> None:
@@ -296,47 +334,6 @@ async def test_a_source_that_stops_waiting_leaves_nothing() -> None:
         await until(lambda: source.num_groups == 0)
 
 
-async def test_a_stranger_is_not_let_in() -> None:
-    source = PairGroup(PairPlace("a" * 32, 0, HOST), GLOO, PATIENCE_S)
-    stranger = PairGroup(PairPlace("b" * 32, 1, HOST), GLOO, PATIENCE_S)
-    async with asyncio.TaskGroup() as group:
-        reaching = stranger.reach(source.listen())
-        for end in (source.accept(), reaching):
-            group.create_task(refused(end))
-    await until(lambda: source.is_gone and stranger.is_gone)
-
-
-async def refused(opening: object) -> None:
-    with pytest.raises(CarrierUnusable):
-        await opening  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        b"\xff\xff\x00\x00",
-        b"\x00\x01\xff\xff",
-        b"".join(b"\x00\x02\x00\x00%02d" % index for index in range(MAX_KEYS + 1)),
-    ],
-    ids=["a long key", "a long value", "many keys"],
-)
-async def test_what_a_stranger_says_is_bounded(message: bytes) -> None:
-    lost = asyncio.Event()
-    near, far = socket.socketpair()
-    loop = asyncio.get_running_loop()
-    _, line = await loop.create_connection(lambda: PairLine(lost.set, SHORT_S), sock=near)
-    with far:
-        await loop.sock_sendall(nonblocking(far), message)
-        await lost.wait()
-    with pytest.raises(PeerLost):
-        await asyncio.to_thread(line.store.get, "never said")
-
-
-def nonblocking(end: socket.socket) -> socket.socket:
-    end.setblocking(False)
-    return end
-
-
 FAKE_NCCL = Backend("nccl", GLOO.connect, "GPU-1")
 PLACES = [
     # id                        ours       theirs        can meet
@@ -364,17 +361,3 @@ def test_a_backend_offers_its_device() -> None:
         offer = there.offer()
     assert offer is not None
     assert offer.place == "nccl:GPU-7"
-
-
-def test_staging_lends_nothing_twice() -> None:
-    staging = Staging()
-    first, second = (staging.lend(staging.take(), 100) for _ in range(2))
-    first[:], second[:] = b"a" * 100, b"b" * 100
-    assert bytes(first) == b"a" * 100
-    part = second[10:20]
-    del second
-    third = staging.lend(staging.take(), 100)
-    third[:] = b"c" * 100
-    assert bytes(part) == b"b" * 10
-    del part
-    assert bytes(staging.lend(staging.take(), 100)) == b"b" * 100, "a dropped one is reused"
