@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.kv_layout import KvRange
+from core.paths import user_cache_dir
 from kv_transfer.digest import _digest, kv_digest, warm_up
+from kv_transfer.jit import kernel
 
 MASK = 2**64 - 1
 NUM_TOKENS = 9
@@ -296,3 +299,17 @@ def test_warm_up_leaves_nothing_to_compile() -> None:
     for shape in SHAPES:
         digest(kv_of(shape))
     assert len(compiled.signatures) == 1
+
+
+def test_other_packages_kernels_are_kept_where_they_want() -> None:
+    """numba has one cache folder for the process; ours is set only while a kernel is declared."""
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    for theirs in ("", "/somewhere/else"):
+        try:
+            config.CACHE_DIR = theirs
+            declared: Any = kernel(lambda value: value + 1)
+            assert theirs == config.CACHE_DIR
+        finally:
+            config.CACHE_DIR = before
+        assert str(user_cache_dir() / "kernels") in declared.stats.cache_path
