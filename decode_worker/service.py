@@ -6,10 +6,11 @@ from typing import Any
 
 import grpc.aio
 
+from core.capability import Capabilities, Purpose
 from core.errors import FieldViolation, Incompatible, InvalidRequest, PeerLost
-from core.ids import RouterId
-from core.member import is_address
+from core.ids import HandoffId, RouterId
 from core.model_spec import ModelSpec
+from core.request import Fence
 from core.work import PROTOCOL_VERSION, Peer
 from decode_worker.desk import DecodeDesk
 from decode_worker.frames import acks_from_pb, frame_to_pb
@@ -19,6 +20,7 @@ from rpc.convert import (
     fence_from_pb,
     handoff_id_from_pb,
     output_token_ids_from_pb,
+    peer_from_pb,
     router_id_from_pb,
     work_from_pb,
 )
@@ -36,10 +38,13 @@ OPENING_TIMEOUT_S = 5.0
 class DecodeService(workers_pb2_grpc.DecodeWorkerServicer):
     """Carries bytes between routers and the desk."""
 
-    def __init__(self, desk: DecodeDesk, door: Door, spec: ModelSpec) -> None:
+    def __init__(
+        self, desk: DecodeDesk, door: Door, spec: ModelSpec, capabilities: Capabilities
+    ) -> None:
         self._desk = desk
         self._door = door
         self._spec = spec
+        self._capabilities = capabilities
 
     async def Decode(
         self, request: workers_pb2.DecodeRequest, context: Context
@@ -47,8 +52,9 @@ class DecodeService(workers_pb2_grpc.DecodeWorkerServicer):
         """See workers.proto."""
         async with status_boundary(context):
             work = work_from_pb(request.work, self._spec)
+            peer = self._peer(request.source, work.handoff_id, work.fence)
             await self._door.check_grammar(work)
-            self._desk.accept(work, _peer_of(request.source))
+            self._desk.accept(work, peer)
         return workers_pb2.DecodeReply()
 
     async def Retarget(
@@ -56,10 +62,11 @@ class DecodeService(workers_pb2_grpc.DecodeWorkerServicer):
     ) -> workers_pb2.RetargetReply:
         """See workers.proto."""
         async with status_boundary(context):
+            handoff_id, fence = handoff_id_from_pb(request.handoff_id), fence_from_pb(request.fence)
             self._desk.retarget(
-                handoff_id_from_pb(request.handoff_id),
-                fence_from_pb(request.fence),
-                _peer_of(request.source),
+                handoff_id,
+                fence,
+                self._peer(request.source, handoff_id, fence),
                 output_token_ids_from_pb(request.output_token_ids, self._spec),
             )
         return workers_pb2.RetargetReply()
@@ -87,6 +94,14 @@ class DecodeService(workers_pb2_grpc.DecodeWorkerServicer):
                 await self._serve(reader, router_id, requests, context)
             finally:
                 self._desk.routers.unsubscribe(router_id, reader)
+
+    def _peer(self, source: workers_pb2.KvSource, handoff_id: HandoffId, fence: Fence) -> Peer:
+        """Whom to fetch from: a member of the registry, if a router says so with the key."""
+        peer = peer_from_pb("source", source)
+        self._capabilities.check_peer(
+            peer, purpose=Purpose.HANDOFF, handoff_id=handoff_id, fence=fence
+        )
+        return peer
 
     async def _serve(
         self,
@@ -142,11 +157,3 @@ def _acks_of(request: workers_pb2.SubscribeRequest) -> Sequence[Ack]:
         reason = f"must hold 0 to {MAX_ACKS}, got {len(request.acks)}"
         raise InvalidRequest((FieldViolation("acks", reason),))
     return tuple(acks_from_pb(request.acks))
-
-
-def _peer_of(source: workers_pb2.KvSource) -> Peer:
-    """Of the leader: one rank each so far."""
-    if not source.addresses or not is_address(source.addresses[0]):
-        reason = f"{len(source.addresses)} addresses, the first must be host:port"
-        raise InvalidRequest((FieldViolation("source.addresses", reason),))
-    return Peer(source.instance_id, source.addresses[0], source.capability)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import grpc.aio
 
+from core.capability import Capabilities
 from core.clock import MonotonicClock
 from core.config import Config, EngineConfig
 from core.ids import Fingerprint
@@ -80,6 +81,8 @@ class Parts:
     copies: Executor
     prefix_key: bytes = field(repr=False)
     """The cluster's secret behind the names of KV blocks."""
+    capabilities: Capabilities
+    """Whom it may fetch from, and who from it."""
     dial: Callable[[str], grpc.aio.Channel]
     stop: asyncio.Event
     costs: Costs = field(default_factory=MeasuredCosts)
@@ -271,15 +274,21 @@ def _add_services(
     compute = parts.compute
     workers_pb2_grpc.add_PrefillWorkerServicer_to_server(
         PrefillService(
-            prefill, _prefix_fetch(parts, common), common.door, compute.model, common.clock
+            prefill,
+            _prefix_fetch(parts, common),
+            common.door,
+            compute.model,
+            common.clock,
+            parts.capabilities,
         ),
         server.grpc,
     )
     workers_pb2_grpc.add_DecodeWorkerServicer_to_server(
-        DecodeService(desk, common.door, compute.model), server.grpc
+        DecodeService(desk, common.door, compute.model, parts.capabilities), server.grpc
     )
     KvTransferService(
         book=common.book,
         shelf=Shelf(common.book, common.blocks, common.clock),
         host=common.kv_host,
+        capabilities=parts.capabilities,
     ).add_to(server.grpc)

@@ -17,19 +17,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.capability import Capabilities
+from core.clock import MonotonicClock
 from core.config import Config, build
 from core.errors import BatonError, ConfigError, ModelError
 from core.ids import InstanceId
 from core.member import Member, Role
 from core.parallel import ParallelLayout
 from core.prefix import KEY_BYTES
-from core.work import PROTOCOL_VERSION
+from core.work import PROTOCOL_VERSION, Peer
 from deploy.assembly import SERVICE_NAMES, Compute, Parts, assemble
 from deploy.fingerprint import config_digest, fingerprint
 from engine.ranks.errors import RankLost
-from registry.api import Registry, RegistryUnavailable
+from registry.api import Registry, SharedKeyDamaged, key_from_text
 from registry.connect import connect
 from registry.heartbeat import keep_announced
+from registry.shared import Shared, join_shared, keep_shared
 from rpc.dial import ChannelPool
 from rpc.options import Plane
 from rpc.process import run_process
@@ -68,6 +71,9 @@ class InstanceSpec:
     """0 takes any free one."""
     drain_s: float = 5.0
     """How long work under way may take after the stop."""
+    cluster_key: str = field(default="", repr=False)
+    """For benchmarks and tests, as hexadecimal: proposed to the registry, or the key where there is
+    none. Empty: a random one, so that without a registry nobody may fetch from here."""
 
     def to_json(self) -> str:
         """One line."""
@@ -85,11 +91,22 @@ class InstanceSpec:
             layout = build(ParallelLayout, table.pop("layout", {}), "layout", problems)
             problems += [] if config is None else config.problems()
             problems += [] if layout is None else layout.problems()
+            problems += _key_problems(table.get("cluster_key", ""))
             if problems or config is None or layout is None:
                 raise ConfigError(tuple(problems))
             return cls(**table, config=config, layout=layout)
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError((f"instance: {type(error).__name__}: {error}",)) from error
+
+
+def _key_problems(text: object) -> list[str]:
+    """Of a cluster_key; never shows it."""
+    try:
+        if text != "":
+            key_from_text(str(text))
+    except SharedKeyDamaged as error:
+        return [f"cluster_key: {error}"]
+    return []
 
 
 def load_compute(spec: InstanceSpec) -> Compute:
@@ -180,34 +197,46 @@ async def run_instance(
             registry = _registry(spec)
             if registry is not None:
                 stack.push_async_callback(registry.close)
+            shared = await shared_of(spec, registry, stop)
+            own = Peer(spec.instance_id, address)
             parts = Parts(
                 config=spec.config,
                 compute=compute,
                 member=member_of(spec, compute, address),
                 step_thread=step_thread,
                 copies=copies,
-                prefix_key=await prefix_key(registry),
+                prefix_key=shared.key,
+                capabilities=Capabilities(shared.key, shared.now_s, own=own),
                 dial=channels.get,
                 stop=stop,
             )
+            joined = None if registry is None else _Joined(registry, shared)
             try:
-                await _serve(spec, parts, server, registry, ready)
+                await _serve(spec, parts, server, joined, ready)
             except* RankLost as errors:
                 # The step that failed of it and the watch say the same; once is enough.
                 raise errors.exceptions[0] from None
 
 
-async def prefix_key(registry: Registry | None) -> bytes:
-    """The cluster's, so that routers and instances name a block alike; else one of our own."""
-    own = secrets.token_bytes(KEY_BYTES)
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """What ties an instance to its cluster."""
+
+    registry: Registry
+    shared: Shared
+
+
+async def shared_of(spec: InstanceSpec, registry: Registry | None, stop: asyncio.Event) -> Shared:
+    """The cluster's key and time; without a registry the spec's, and a time of its own.
+
+    Raises RegistryUnavailable when the registry stays away: with a key of its own an instance
+    could neither fetch nor be fetched from.
+    """
+    clock = MonotonicClock()
+    given = key_from_text(spec.cluster_key) if spec.cluster_key else None
     if registry is None:
-        return own
-    try:
-        return await registry.shared_key(own)
-    except RegistryUnavailable as error:
-        # Hits within this instance stay right: only nobody else can foresee them.
-        logger.warning("prefix key of our own: %s", error)
-        return own
+        return Shared(clock, given or secrets.token_bytes(KEY_BYTES), 0.0)
+    return await join_shared(registry, clock, stop=stop, proposal=given)
 
 
 def member_of(spec: InstanceSpec, compute: Compute, address: str) -> Member:
@@ -242,7 +271,7 @@ async def _serve(
     spec: InstanceSpec,
     parts: Parts,
     server: Server,
-    registry: Registry | None,
+    joined: _Joined | None,
     ready: Callable[[str], None],
 ) -> None:
     assembled = assemble(parts, server)
@@ -264,10 +293,19 @@ async def _serve(
         partial(_await_loss, parts.compute),
         say_ready,
     ]
-    if registry is not None:
+    if joined is not None:
         # Never set: it is a member until it has drained, and is withdrawn by the cancel.
         left = asyncio.Event()
-        loops.insert(0, partial(keep_announced, registry, lambda: parts.member, stop=left))
+        loops[:0] = [
+            partial(keep_announced, joined.registry, lambda: parts.member, stop=left),
+            partial(
+                keep_shared,
+                joined.shared,
+                joined.registry,
+                parts.capabilities.change_key,
+                stop=left,
+            ),
+        ]
     with closing(assembled.carriers):
         await serve(server, loops, life)
 

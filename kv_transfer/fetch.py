@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import grpc.aio
 
+from core.capability import CapabilityRefused
 from core.errors import (
     BatonError,
     Incompatible,
@@ -23,6 +24,7 @@ from core.work import PROTOCOL_VERSION, KvLostReason, Peer
 from kv_transfer.errors import KvLost, LeaseEnded
 from kv_transfer.frames import Expected
 from kv_transfer.kv_host import KvHost
+from kv_transfer.leave import leave_of
 from kv_transfer.receive import Receiver
 from kv_transfer.result import FetchedToken as FetchedToken
 from kv_transfer.result import FetchResult as FetchResult
@@ -44,7 +46,15 @@ RELEASE_TRIES = 3
 RELEASE_TIMEOUT_S = 1.0
 """Each try; a lease that outlives all of them costs its time, never a block."""
 
-_LEASE_ERRORS = (LeaseEnded, StaleFence, UnknownRequest, WrongState, Incompatible, InvalidRequest)
+_LEASE_ERRORS = (
+    LeaseEnded,
+    StaleFence,
+    UnknownRequest,
+    WrongState,
+    Incompatible,
+    InvalidRequest,
+    CapabilityRefused,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,7 @@ class _Lease:
     peer: Peer
     handoff_id: HandoffId
     fence: Fence
+    leave: pb.Leave
 
 
 class Fetcher:
@@ -122,7 +133,7 @@ class Fetcher:
         expected: Expected,
         reserve: Callable[[Sink], Awaitable[None]],
     ) -> FetchResult:
-        lease = _Lease(peer, sink.handoff_id, sink.fence)
+        lease = _Lease(peer, sink.handoff_id, sink.fence, leave_of(opening))
         self._num_fetches += 1
         try:
             result = await self._receive(lease, sink, opening, expected, reserve)
@@ -204,7 +215,9 @@ class Fetcher:
         """Until cancelled. Raises KvLost when the lease has ended."""
         stub = KvTransferStub(self._dial(lease.peer.address))
         every_s = lease_ttl_s / 3
-        request = pb.RenewRequest(handoff_id=lease.handoff_id, fence=fence_to_pb(lease.fence))
+        request = pb.RenewRequest(
+            handoff_id=lease.handoff_id, fence=fence_to_pb(lease.fence), leave=lease.leave
+        )
         while True:
             await asyncio.sleep(every_s)
             try:
@@ -217,8 +230,12 @@ class Fetcher:
 
     async def _release(self, lease: _Lease) -> None:
         stub = KvTransferStub(self._dial(lease.peer.address))
-        fence = fence_to_pb(lease.fence)
-        request = pb.ReleaseRequest(handoff_id=lease.handoff_id, fence=fence, committed=True)
+        request = pb.ReleaseRequest(
+            handoff_id=lease.handoff_id,
+            fence=fence_to_pb(lease.fence),
+            committed=True,
+            leave=lease.leave,
+        )
         for _ in range(RELEASE_TRIES):
             try:
                 await stub.Release(request, timeout=RELEASE_TIMEOUT_S)

@@ -1,6 +1,7 @@
 """What the frames of a Fetch say, checked: a peer's numbers are bounded before they are used."""
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from core.kv_layout import KvLayout, KvRange
 from core.limits import MAX_TIMEOUT_S
@@ -86,6 +87,15 @@ def piece_of(
     return KvRange(layers, tokens) if fits else None
 
 
+def end_checksum(end: pb.FetchEnd) -> int:
+    """64 bits over all that the last frame says: the first token is not in any segment."""
+    rest = pb.FetchEnd()
+    rest.CopyFrom(end)
+    rest.ClearField("checksum")
+    data = rest.SerializeToString(deterministic=True)
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
 @dataclass(slots=True)
 class Arrived:
     """What has come in on one stream, and when."""
@@ -124,6 +134,8 @@ def result_of(
 ) -> FetchResult:
     """The result of a committed fetch. Raises InvalidRequest."""
     bounds = Bounds()
+    if end.checksum != end_checksum(end):
+        bounds.refuse("end.checksum", "is not that of what came")
     for name in ("source_tail_s", "credit_wait_s", "first_segment_lead_s"):
         seconds(bounds, f"end.{name}", getattr(end, name), MAX_TIMEOUT_S)
     bounds.settle()

@@ -15,7 +15,7 @@ from kv_transfer.carriers.inline import INLINE, InlineOutlet
 from kv_transfer.copies import run_to_end, within_blocks
 from kv_transfer.digest import kv_digest
 from kv_transfer.errors import LeaseEnded
-from kv_transfer.frames import announce_of
+from kv_transfer.frames import announce_of, end_checksum
 from kv_transfer.kv_host import KvHost
 from kv_transfer.source import NO_ATTEMPT, FirstToken, Outcome, Read, Segment, Source
 from kv_transfer.wire_format import WireFormat
@@ -261,6 +261,7 @@ class Sender:
             logprobs=None if token.logprobs is None else logprobs_to_pb(token.logprobs),
         )
         self._times.put(end, token.sampled_at_s)
+        end.checksum = end_checksum(end)
         return end
 
     async def _write(self, frame: bytes) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
+from core.capability import Capabilities, Purpose
 from core.errors import Incompatible, KvCorrupt
 from core.ids import HandoffId
 from core.kv_layout import WIRE_FORMATS
@@ -18,6 +19,7 @@ from core.validation import TENANT
 from core.work import PROTOCOL_VERSION
 from kv_transfer.book import Reading, SourceBook
 from kv_transfer.kv_host import KvHost
+from kv_transfer.leave import leave_of
 from kv_transfer.send import Sender
 from kv_transfer.shelf import Shelf
 from kv_transfer.wire_format import wire_format
@@ -57,6 +59,8 @@ class KvTransferService:
     book: SourceBook
     shelf: Shelf
     host: KvHost
+    capabilities: Capabilities
+    """Who may fetch what."""
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register with a server."""
@@ -91,15 +95,30 @@ class KvTransferService:
     async def renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
         """Extend a lease."""
         async with status_boundary(context):
-            self.book.renew(handoff_id_from_pb(request.handoff_id), fence_from_pb(request.fence))
+            handoff_id, fence = handoff_id_from_pb(request.handoff_id), fence_from_pb(request.fence)
+            self._check_leave(request.leave, handoff_id, fence)
+            self.book.renew(handoff_id, fence)
         return pb.RenewReply(lease_ttl_s=self.host.config.lease_ttl_s)
 
     async def release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseReply:
         """End a lease."""
         async with status_boundary(context):
             handoff_id, fence = handoff_id_from_pb(request.handoff_id), fence_from_pb(request.fence)
+            self._check_leave(request.leave, handoff_id, fence)
             self.book.release(handoff_id, fence, committed=request.committed)
         return pb.ReleaseReply()
+
+    def _check_leave(self, leave: pb.Leave, handoff_id: HandoffId, fence: Fence) -> None:
+        bounds = Bounds()
+        bounds.text("leave.fetcher_id", leave.fetcher_id, INSTANCE_ID)
+        bounds.settle()
+        self.capabilities.check_fetch(
+            leave.capability,
+            purpose=Purpose.PREFIX if leave.is_of_prefix else Purpose.HANDOFF,
+            handoff_id=handoff_id,
+            fence=fence,
+            fetcher_id=leave.fetcher_id,
+        )
 
     async def _open(self, requests: Requests) -> _Opening:
         try:
@@ -126,15 +145,17 @@ class KvTransferService:
             bounds.refuse("wire_format", f"must be of {', '.join(WIRE_FORMATS)}")
         if message.HasField("prefix"):
             _check_prefix(bounds, message.prefix)
-        bounds.text("fetcher_id", message.fetcher_id, INSTANCE_ID)
         bounds.settle()
         if message.protocol_version != PROTOCOL_VERSION:
             raise Incompatible(f"protocol {message.protocol_version}, here {PROTOCOL_VERSION}")
         if message.fingerprint != self.host.fingerprint:
             raise Incompatible("the fingerprints differ")
+        handoff_id, fence = handoff_id_from_pb(message.handoff_id), fence_from_pb(message.fence)
+        # Before anything is said of what is here and what is not.
+        self._check_leave(leave_of(message), handoff_id, fence)
         return _Opening(
-            handoff_id=handoff_id_from_pb(message.handoff_id),
-            fence=fence_from_pb(message.fence),
+            handoff_id=handoff_id,
+            fence=fence,
             fetcher_id=message.fetcher_id,
             max_segment_bytes=message.max_segment_bytes,
             offers=message.offers,

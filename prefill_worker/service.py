@@ -6,16 +6,16 @@ from typing import Any
 
 import grpc.aio
 
+from core.capability import Capabilities, Purpose
 from core.clock import Clock
-from core.errors import DeadlinePassed, FieldViolation, InvalidRequest
-from core.member import is_address
+from core.errors import DeadlinePassed
 from core.model_spec import ModelSpec
-from core.work import Peer, WorkRequest
+from core.work import WorkRequest
 from kv_transfer.source import Outcome
 from prefill_worker.job import Ended, Event, PrefillJob, Sampled, Started
 from prefill_worker.phase import PrefillPhase
 from prefill_worker.prefix_fetch import CachedAt, PrefixFetch
-from rpc.convert import finish_reason_to_pb, logprobs_to_pb, work_from_pb
+from rpc.convert import finish_reason_to_pb, logprobs_to_pb, peer_from_pb, work_from_pb
 from rpc.convert_report import prefill_timing_to_pb
 from rpc.pb import workers_pb2, workers_pb2_grpc
 from rpc.status import status_boundary
@@ -41,12 +41,14 @@ class PrefillService(workers_pb2_grpc.PrefillWorkerServicer):
         door: Door,
         spec: ModelSpec,
         clock: Clock,
+        capabilities: Capabilities,
     ) -> None:
         self._phase = phase
         self._prefixes = prefixes
         self._door = door
         self._spec = spec
         self._clock = clock
+        self._capabilities = capabilities
 
     # A coroutine that writes, not a generator: a cancelled call must run `finally` at once, not
     # when a generator that waits in a `yield` is collected.
@@ -75,7 +77,11 @@ class PrefillService(workers_pb2_grpc.PrefillWorkerServicer):
             return range(0)
         # What is refused is not fetched for.
         self._door.check(work, num_kv_tokens=work.num_input_tokens)
-        return await self._prefixes.fetch(work, _cached_at(request))
+        peer = peer_from_pb("cached_at", request.cached_at)
+        self._capabilities.check_peer(
+            peer, purpose=Purpose.PREFIX, handoff_id=work.handoff_id, fence=work.fence
+        )
+        return await self._prefixes.fetch(work, CachedAt(peer, request.num_cached_tokens))
 
     async def _stream(self, job: PrefillJob, context: Context) -> None:
         event: Event | None = None
@@ -91,15 +97,6 @@ class PrefillService(workers_pb2_grpc.PrefillWorkerServicer):
                 return await job.events.get()
         except TimeoutError:
             raise DeadlinePassed(f"not ended after {timeout_s} s") from None
-
-
-def _cached_at(request: workers_pb2.PrefillRequest) -> CachedAt:
-    source = request.cached_at
-    if not source.addresses or not is_address(source.addresses[0]):
-        reason = f"{len(source.addresses)} addresses, the first must be host:port"
-        raise InvalidRequest((FieldViolation("cached_at.addresses", reason),))
-    peer = Peer(source.instance_id, source.addresses[0], source.capability)
-    return CachedAt(peer, request.num_cached_tokens)
 
 
 def event_to_pb(event: Event) -> workers_pb2.PrefillEvent:

@@ -67,6 +67,10 @@ class Registry(Protocol):
         """
         ...
 
+    async def now_s(self) -> float:
+        """The store's own clock, the one that all processes can agree on; seconds, may jump."""
+        ...
+
     async def close(self) -> None:
         """End all watches and drop all connections; idempotent."""
         ...

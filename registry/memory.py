@@ -124,6 +124,11 @@ class MemoryRegistry:
             self.store.shared_key = text
         return key_from_text(self.store.shared_key)
 
+    async def now_s(self) -> float:
+        """Its clock."""
+        self._check()
+        return self._clock.now_s()
+
     async def close(self) -> None:
         """End this handle's watches; the store and other handles live on."""
         self._closed.set()

@@ -123,6 +123,14 @@ class RedisRegistry:
         stored = await self.call(lambda: self._client.getrange(key, 0, 2 * KEY_BYTES))
         return key_from_text(_text(stored))
 
+    async def now_s(self) -> float:
+        """The store's own clock."""
+        reply = await self.call(lambda: self._client.time())
+        match reply:
+            case (int(seconds), int(microseconds)):
+                return seconds + microseconds / 1e6
+        raise RegistryUnavailable(f"{self._where}: not a reply to TIME")
+
     async def close(self) -> None:
         """End all watches and drop all connections."""
         self._closed.set()

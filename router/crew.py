@@ -17,7 +17,7 @@ from router.actions import (
     StopDecode,
     WorkerAction,
 )
-from router.calls import WorkerCalls
+from router.calls import CachedAt, WorkerCalls
 from router.flow import Flow
 from router.link import Health, InstanceLink, Reader
 from router.surroundings import Surroundings
@@ -40,7 +40,7 @@ class Crew:
         self._flow = flow
         self._timeline = timeline
         self._act = act
-        self._calls = WorkerCalls(request, around.router_id, around.clock)
+        self._calls = WorkerCalls(request, around.router_id, around.clock, around.capabilities)
         self._tasks: set[asyncio.Task[None]] = set()
         self._prefills: dict[int, asyncio.Task[None]] = {}
         self._decode_turn = asyncio.Lock()
@@ -99,12 +99,29 @@ class Crew:
         error: BatonError = PeerLost(f"{action.instance_id}: the Prefill stream ended early")
         try:
             link = self._link(action.instance_id)
-            async with aclosing(self._calls.prefill(link, action)) as events:
+            cached_at = self._cached_at(link, action)
+            async with aclosing(self._calls.prefill(link, action, cached_at)) as events:
                 async for event in events:
                     self._take_prefill_event(action, event)
         except BatonError as failure:
             error = failure
         self._act(self._flow.prefill_failed(action.attempt, error))
+
+    def _cached_at(self, link: InstanceLink, action: StartPrefill) -> CachedAt | None:
+        """The decode instance, where an earlier turn of the same chat may have left its KV."""
+        decode = self._flow.decode
+        if decode is None or decode.instance_id == action.instance_id:
+            return None
+        there = self._around.membership.get(decode.instance_id)
+        if there is None or there.health is not Health.UP:
+            return None
+        num_tokens = self._around.prompts.num_tokens_to_fetch(
+            there.cache,
+            link.cache,
+            self._request.tenant,
+            self._request.prompt_token_ids + action.output_token_ids,
+        )
+        return CachedAt(there, num_tokens) if num_tokens else None
 
     def _take_prefill_event(self, action: StartPrefill, event: workers_pb2.PrefillEvent) -> None:
         which = event.WhichOneof("event")

@@ -17,6 +17,7 @@ from core.waiting import wait_at_most
 from core.work import PROTOCOL_VERSION
 from router.acks import AckBook
 from router.actions import Output
+from router.kv_index import Cache, KvIndex
 from router.stops import Stops
 from router.wire import output_from_pb
 from rpc.convert_report import load_from_pb
@@ -78,6 +79,8 @@ class InstanceLink:
     ) -> None:
         self.member = member
         self.load = Load(num_blocks=member.num_blocks, num_free_blocks=member.num_blocks)
+        self.cache = Cache(KvIndex(member.num_blocks), member.block_size)
+        """What it caches, as it tells; empty while it tells nothing."""
         self.health = Health.NEW
         self.channel = dial(member.leader_address)
         self.prefill_worker = workers_pb2_grpc.PrefillWorkerStub(self.channel)
@@ -162,6 +165,7 @@ class InstanceLink:
             router_id=self._router_id,
             protocol_version=PROTOCOL_VERSION,
             acks=self._acks.take_all(),
+            wants_kv_events=True,
         )
 
     async def _serve_stream(self, call: "Subscription") -> BatonError:
@@ -205,6 +209,11 @@ class InstanceLink:
             was_draining, self.load = self.load.draining, load_from_pb(frame.load)
             if was_draining != self.load.draining:
                 self._on_change()
+        if frame.HasField("kv_events"):
+            news = frame.kv_events
+            self.cache.index.take(
+                is_snapshot=news.is_snapshot, stored=news.stored, removed=news.removed
+            )
         if self.health is not Health.UP:
             self._turn(Health.UP, "")
         for message in frame.outputs:
@@ -223,6 +232,7 @@ class InstanceLink:
             self._stops.add(handoff_id, Fence(output.epoch, output.attempt))
 
     def _break(self, error: BatonError) -> None:
+        self.cache.index.clear()
         if self.health is Health.UP and not isinstance(error, Silent):
             self._turn(Health.SUSPECT, str(error))
         elif self.health is not Health.LOST:

@@ -9,6 +9,7 @@ import secrets
 import socket
 from collections.abc import Callable
 
+from core.capability import Capabilities
 from core.clock import Clock, MonotonicClock
 from core.ids import Fingerprint, InstanceId
 from core.member import Member, Role
@@ -16,9 +17,11 @@ from core.work import PROTOCOL_VERSION
 from registry.api import Registry
 from registry.connect import connect
 from registry.heartbeat import keep_announced
+from registry.shared import Shared, join_shared, keep_shared
 from router import cluster_service, generation_service
 from router.cluster_service import ClusterService
 from router.generation_service import GenerationService
+from router.kv_index import PromptNames
 from router.membership import Membership
 from router.orchestrator import Orchestrator
 from router.placer import Placer
@@ -50,7 +53,8 @@ async def run_router(
     model = await asyncio.to_thread(ServedModel.load, spec.model_dir)
     owned = connect(spec.registry_url, spec.cluster, clock=clock) if registry is None else registry
     try:
-        await _Router(spec, model, owned, clock).run(stop, ready)
+        shared = await join_shared(owned, clock, stop=stop)
+        await _Router(spec, model, owned, shared).run(stop, ready)
     finally:
         if registry is None:
             await owned.close()
@@ -60,17 +64,21 @@ class _Router:
     """The parts of one router."""
 
     def __init__(
-        self, spec: RouterSpec, model: ServedModel, registry: Registry, clock: Clock
+        self, spec: RouterSpec, model: ServedModel, registry: Registry, shared: Shared
     ) -> None:
         self._spec = spec
         self._registry = registry
+        self._shared = shared
+        self._capabilities = Capabilities(shared.key, shared.now_s)
         config = spec.config
         self._membership = Membership(registry, spec.router_id, silence_s=config.silence_s)
         around = Surroundings(
             router_id=spec.router_id,
             membership=self._membership,
             placer=Placer(self._membership, config.policy, seed=secrets.randbits(32)),
-            clock=clock,
+            clock=shared.clock,
+            capabilities=self._capabilities,
+            prompts=PromptNames(shared.key),
             max_attempts=config.max_attempts,
         )
         self._orchestrator = Orchestrator(around, model, config)
@@ -91,10 +99,15 @@ class _Router:
             ready(address)
             await keep_announced(self._registry, lambda: member, stop=stop)
 
+        async def share() -> None:
+            await keep_shared(
+                self._shared, self._registry, self._capabilities.change_key, stop=stop
+            )
+
         life = Life(
             ready=serving, stop=stop, drain=self._orchestrator.drain, drain_s=self._spec.drain_s
         )
-        await serve(server, (self._membership.run, announce), life)
+        await serve(server, (self._membership.run, announce, share), life)
 
 
 def _member(spec: RouterSpec, address: str) -> Member:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from core.capability import CapabilityRefused
 from core.errors import BatonError, StaleFence
 from core.ids import InstanceId
 
@@ -43,4 +44,6 @@ class DecodeSide:
 
 def is_final(error: BatonError) -> bool:
     """Whether trying elsewhere is useless: a verdict, or another router has taken over."""
+    if isinstance(error, CapabilityRefused):
+        return False  # the next attempt has another
     return error.status in FINAL_STATUSES or isinstance(error, StaleFence)

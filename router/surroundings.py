@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from core.capability import Capabilities
 from core.clock import Clock
 from core.ids import RouterId
+from router.kv_index import PromptNames
 from router.membership import Membership
 from router.placer import Placer
 
@@ -16,4 +18,8 @@ class Surroundings:
     membership: Membership
     placer: Placer
     clock: Clock
+    capabilities: Capabilities
+    """Signs who may fetch from whom."""
+    prompts: PromptNames
+    """Tells who caches how much of a prompt."""
     max_attempts: int

@@ -19,6 +19,7 @@ from core.limits import (
     MAX_TENANT_CHARS,
     MAX_TIMEOUT_S,
 )
+from core.member import INSTANCE_ID, MAX_ADDRESSES, is_address
 from core.model_spec import ModelSpec
 from core.request import (
     Fence,
@@ -29,13 +30,15 @@ from core.request import (
     StopParams,
     TokenLogprobs,
 )
-from core.work import WorkRequest
+from core.work import Peer, WorkRequest
 from rpc.bounds import Bounds, known
 from rpc.pb import types_pb2, workers_pb2
 
 MAX_HANDOFF_ID_CHARS = MAX_REQUEST_ID_CHARS + 32
 MAX_EPOCH = 2**31 - 1
 MAX_ATTEMPT = 2**31 - 1
+MIN_CAPABILITY_BYTES = 16
+MAX_CAPABILITY_BYTES = 256
 
 _HANDOFF_ID = re.compile(rf"[A-Za-z0-9._:/-]{{1,{MAX_HANDOFF_ID_CHARS}}}", re.ASCII)
 _MEMBER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", re.ASCII)
@@ -88,6 +91,32 @@ def router_id_from_pb(value: str) -> RouterId:
     bounds.text("router_id", value, _MEMBER_ID)
     bounds.settle()
     return RouterId(value)
+
+
+def peer_to_pb(peer: Peer) -> workers_pb2.KvSource:
+    """Where KV is to be fetched."""
+    return workers_pb2.KvSource(
+        instance_id=peer.instance_id, addresses=[peer.address], capability=peer.capability
+    )
+
+
+def peer_from_pb(field: str, message: workers_pb2.KvSource) -> Peer:
+    """Where KV is to be fetched, by the leader's address: one rank each so far. Well formed, but
+    not to be dialled before its capability is checked."""
+    bounds = Bounds()
+    bounds.text(f"{field}.instance_id", message.instance_id, INSTANCE_ID)
+    if bounds.count(f"{field}.addresses", message.addresses, 1, MAX_ADDRESSES) and not all(
+        map(is_address, message.addresses)
+    ):
+        bounds.refuse(f"{field}.addresses", "must each be host:port")
+    bounds.number(
+        f"{field}.capability",
+        len(message.capability),
+        MIN_CAPABILITY_BYTES,
+        MAX_CAPABILITY_BYTES,
+    )
+    bounds.settle()
+    return Peer(message.instance_id, message.addresses[0], message.capability)
 
 
 def finish_reason_to_pb(reason: FinishReason | None) -> "types_pb2.FinishReason.ValueType":

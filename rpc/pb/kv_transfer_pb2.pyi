@@ -522,6 +522,7 @@ class FetchEnd(_message.Message):
     CREDIT_WAIT_S_FIELD_NUMBER: _builtins.int
     FIRST_SEGMENT_LEAD_S_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
     digest: _builtins.int
     """Sum modulo 2^64 of all segments' checksums; any layout and any cut gives the same."""
     num_segments: _builtins.int
@@ -538,6 +539,8 @@ class FetchEnd(_message.Message):
     """Prefill's clock: after the first token, time with segments to send and no credit; seconds."""
     first_segment_lead_s: _builtins.float
     """Prefill's clock: how long before the first token the first segment left; 0 if after; seconds."""
+    checksum: _builtins.int
+    """Of this message without it: a damaged token would be as wrong as damaged KV."""
     @_builtins.property
     def logprobs(self) -> _types_pb2.TokenLogprobs:
         """Of the first token; present when they were asked for."""
@@ -554,10 +557,11 @@ class FetchEnd(_message.Message):
         credit_wait_s: _builtins.float = ...,
         first_segment_lead_s: _builtins.float = ...,
         logprobs: _types_pb2.TokenLogprobs | None = ...,
+        checksum: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_wait_s", b"credit_wait_s", "digest", b"digest", "finish_reason", b"finish_reason", "first_segment_lead_s", b"first_segment_lead_s", "logprobs", b"logprobs", "num_segments", b"num_segments", "position", b"position", "source_tail_s", b"source_tail_s", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "credit_wait_s", b"credit_wait_s", "digest", b"digest", "finish_reason", b"finish_reason", "first_segment_lead_s", b"first_segment_lead_s", "logprobs", b"logprobs", "num_segments", b"num_segments", "position", b"position", "source_tail_s", b"source_tail_s", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -613,25 +617,61 @@ class RenewRequest(_message.Message):
 
     HANDOFF_ID_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
+    LEAVE_FIELD_NUMBER: _builtins.int
     handoff_id: _builtins.str
     """Which handoff."""
     @_builtins.property
     def fence(self) -> _types_pb2.Fence:
         """Attempt of the holder."""
 
+    @_builtins.property
+    def leave(self) -> Global___Leave:
+        """The leave that opened the Fetch."""
+
     def __init__(
         self,
         *,
         handoff_id: _builtins.str = ...,
         fence: _types_pb2.Fence | None = ...,
+        leave: Global___Leave | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "leave", b"leave"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "handoff_id", b"handoff_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "handoff_id", b"handoff_id", "leave", b"leave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewRequest: _TypeAlias = RenewRequest  # noqa: Y015
+
+@_typing.final
+class Leave(_message.Message):
+    """Who may fetch, as in FetchOpen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FETCHER_ID_FIELD_NUMBER: _builtins.int
+    CAPABILITY_FIELD_NUMBER: _builtins.int
+    IS_OF_PREFIX_FIELD_NUMBER: _builtins.int
+    fetcher_id: _builtins.str
+    """The instance that fetches."""
+    capability: _builtins.bytes
+    """Signed for it by a router."""
+    is_of_prefix: _builtins.bool
+    """Leave for a cached prefix, not for a handoff."""
+    def __init__(
+        self,
+        *,
+        fetcher_id: _builtins.str = ...,
+        capability: _builtins.bytes = ...,
+        is_of_prefix: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "fetcher_id", b"fetcher_id", "is_of_prefix", b"is_of_prefix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Leave: _TypeAlias = Leave  # noqa: Y015
 
 @_typing.final
 class RenewReply(_message.Message):
@@ -664,6 +704,7 @@ class ReleaseRequest(_message.Message):
     HANDOFF_ID_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
+    LEAVE_FIELD_NUMBER: _builtins.int
     handoff_id: _builtins.str
     """Which handoff."""
     committed: _builtins.bool
@@ -672,16 +713,21 @@ class ReleaseRequest(_message.Message):
     def fence(self) -> _types_pb2.Fence:
         """Ends this attempt and every earlier one."""
 
+    @_builtins.property
+    def leave(self) -> Global___Leave:
+        """The leave that opened the Fetch."""
+
     def __init__(
         self,
         *,
         handoff_id: _builtins.str = ...,
         fence: _types_pb2.Fence | None = ...,
         committed: _builtins.bool = ...,
+        leave: Global___Leave | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "leave", b"leave"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "fence", b"fence", "handoff_id", b"handoff_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "fence", b"fence", "handoff_id", b"handoff_id", "leave", b"leave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

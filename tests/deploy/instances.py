@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from core.blocks import IDLE_STATES
+from core.capability import Capabilities, Grant, Purpose
 from core.config import Config, EngineConfig, HandoffConfig, WorkerConfig
 from core.ids import HandoffId, InstanceId, RouterId
 from core.load import Integrity
 from core.member import Role
 from core.request import Fence, SamplingParams, StopParams
-from core.work import PROTOCOL_VERSION, WorkRequest
+from core.work import PROTOCOL_VERSION, Peer, WorkRequest
 from deploy.assembly import SERVICE_NAMES, Assembled, Compute, Parts, assemble
 from deploy.instance import InstanceSpec, member_of
 from prefill_worker.costs import Costs, MeasuredCosts
-from rpc.convert import fence_to_pb, work_to_pb
+from rpc.convert import fence_to_pb, peer_to_pb, work_to_pb
 from rpc.dial import ChannelPool, dial
 from rpc.options import Plane
 from rpc.pb import workers_pb2 as pb
@@ -35,6 +36,8 @@ if TYPE_CHECKING:  # they exist for type checkers only
 WAIT_S = 10.0
 """For anything that a test waits for; all take milliseconds."""
 PREFIX_KEY = bytes(32)
+INSTANCE_ID = InstanceId("instance")
+"""Of all of them: they are told apart by their addresses."""
 ROUTER_ID = RouterId("router-0")
 CONFIG = Config(
     engine=EngineConfig(num_blocks=64, block_size=4),
@@ -99,9 +102,7 @@ async def instance(
     runner = FakeRunner(engine.num_blocks, engine.block_size)
     fake = Compute(model=FAKE_SPEC, runner=runner, store=runner.store, fingerprint=FINGERPRINT)
     compute = compute or fake
-    spec = InstanceSpec(
-        instance_id=InstanceId("instance"), role=role, model_dir=MODEL_DIR, config=config
-    )
+    spec = InstanceSpec(instance_id=INSTANCE_ID, role=role, model_dir=MODEL_DIR, config=config)
     stop, is_ready = asyncio.Event(), asyncio.Event()
     channels = ChannelPool()
     with ThreadPoolExecutor(1) as step_thread, ThreadPoolExecutor(2) as copies:
@@ -114,6 +115,7 @@ async def instance(
             step_thread=step_thread,
             copies=copies,
             prefix_key=PREFIX_KEY,
+            capabilities=Capabilities.of_nobody(PREFIX_KEY, own=Peer(INSTANCE_ID, address)),
             dial=channels.get,
             stop=stop,
             costs=costs or MeasuredCosts(),
@@ -286,14 +288,14 @@ def prefill_request(
     return pb.PrefillRequest(
         work=work_to_pb(request),
         only_first_token=only_first_token,
-        cached_at=None if cached_at is None else kv_source(cached_at),
+        cached_at=None if cached_at is None else kv_source(cached_at, request, Purpose.PREFIX),
         num_cached_tokens=num_cached_tokens,
     )
 
 
 def decode_request(request: WorkRequest, source: Running) -> pb.DecodeRequest:
     """For the decode service."""
-    return pb.DecodeRequest(work=work_to_pb(request), source=kv_source(source))
+    return pb.DecodeRequest(work=work_to_pb(request), source=kv_source(source, request))
 
 
 def retarget_request(request: WorkRequest, source: Running) -> pb.RetargetRequest:
@@ -301,7 +303,7 @@ def retarget_request(request: WorkRequest, source: Running) -> pb.RetargetReques
     return pb.RetargetRequest(
         handoff_id=request.handoff_id,
         fence=fence_to_pb(request.fence),
-        source=kv_source(source),
+        source=kv_source(source, request),
         output_token_ids=request.output_token_ids,
     )
 
@@ -311,9 +313,20 @@ def stop_request(request: WorkRequest) -> pb.StopRequest:
     return pb.StopRequest(handoff_id=request.handoff_id, fence=fence_to_pb(request.fence))
 
 
-def kv_source(source: Running) -> pb.KvSource:
-    """Where decode fetches from."""
-    return pb.KvSource(instance_id="source", addresses=[source.address])
+def kv_source(
+    source: Running, request: WorkRequest, purpose: Purpose = Purpose.HANDOFF
+) -> pb.KvSource:
+    """Where to fetch from, with leave to do so for this attempt."""
+    grant = Grant(
+        purpose=purpose,
+        handoff_id=request.handoff_id,
+        fence=request.fence,
+        source_id=INSTANCE_ID,
+        source_address=source.address,
+        fetcher_id=INSTANCE_ID,
+    )
+    token = Capabilities(PREFIX_KEY, lambda: 0.0).sign_for(grant, WAIT_S)
+    return peer_to_pb(Peer(INSTANCE_ID, source.address, token))
 
 
 async def read(

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from core.errors import ConfigError
 from core.ids import InstanceId
 from core.member import Role
 from core.work import WorkRequest
 from deploy.assembly import Parts
-from deploy.instance import InstanceSpec, load_compute, prefix_key
+from deploy.instance import InstanceSpec, load_compute, shared_of
 from deploy.tiny_model import write_tiny_llama
+from registry.api import RegistryUnavailable, SharedKeyDamaged
 from registry.memory import MemoryRegistry, MemoryStore
 from rpc.pb import workers_pb2 as pb
 from tests.deploy.instances import (
@@ -198,25 +200,38 @@ async def test_a_real_model_says_the_same_from_a_prefix(tmp_path: Path) -> None:
 # --- the key behind the names -----------------------------------------------------------------
 
 
+SPEC = InstanceSpec(instance_id=InstanceId("one"), role=Role.MIXED, model_dir=Path())
+
+
 async def test_all_instances_of_a_cluster_have_one_key() -> None:
-    store = MemoryStore()
-    keys = {await prefix_key(MemoryRegistry(store)) for _ in range(3)}
+    store, stop = MemoryStore(), asyncio.Event()
+    keys = {(await shared_of(SPEC, MemoryRegistry(store), stop)).key for _ in range(3)}
     assert {key.hex() for key in keys} == {store.shared_key}
 
 
-async def test_without_a_store_each_has_its_own_key() -> None:
-    assert await prefix_key(None) != await prefix_key(None)
+async def test_without_a_store_each_has_its_own_key_or_the_one_it_is_given() -> None:
+    stop, given = asyncio.Event(), replace(SPEC, cluster_key="ab" * 32)
+    one, other = [await shared_of(SPEC, None, stop) for _ in range(2)]
+    assert one.key != other.key
+    assert (await shared_of(given, None, stop)).key == bytes.fromhex(given.cluster_key)
+    assert given.cluster_key not in repr(given)
+    assert InstanceSpec.from_json(given.to_json()) == given
+
+
+@pytest.mark.parametrize("text", ["zz", "AB" * 32, "ab" * 31])
+def test_a_key_that_is_none_is_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(ConfigError, match="cluster_key") as caught:
+        InstanceSpec.from_json(replace(SPEC, cluster_key=text).to_json())
+    assert text not in str(caught.value)
 
 
 @pytest.mark.parametrize("is_damaged", [False, True])
-async def test_a_store_that_fails_costs_the_common_key_only(
-    caplog: pytest.LogCaptureFixture, is_damaged: bool
-) -> None:
-    store = MemoryStore(reachable=is_damaged, shared_key="damaged")
-    first, second = [await prefix_key(MemoryRegistry(store)) for _ in range(2)]
-    assert first != second
-    assert caplog.text.count("prefix key of our own") == 2
-    assert first.hex() not in caplog.text
+async def test_a_store_that_fails_leaves_no_key(is_damaged: bool) -> None:
+    store, stop = MemoryStore(reachable=is_damaged, shared_key="damaged"), asyncio.Event()
+    stop.set()  # who waits for it may wait no longer
+    with pytest.raises(RegistryUnavailable) as caught:
+        await shared_of(SPEC, MemoryRegistry(store), stop)
+    assert isinstance(caught.value, SharedKeyDamaged) is is_damaged
 
 
 async def test_the_key_is_not_shown_with_the_parts() -> None:

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from core.blocks import BlockState, leak_report
+from core.capability import Capabilities, Grant, Purpose
 from core.clock import Clock, MonotonicClock
 from core.config import HandoffConfig
 from core.ids import Fingerprint, HandoffId
 from core.kv_layout import KvLayout
 from core.model_spec import DTYPE_BYTES
+from core.prefix import KEY_BYTES
 from core.request import Fence
 from core.work import KvLostReason, Peer
 from engine.block_allocator import BlockAllocator
@@ -41,6 +43,26 @@ NUM_TOKENS = 100
 ID = HandoffId("r/0")
 FIRST = Fence(0, 1)
 FINGERPRINT = Fingerprint("f")
+INSTANCE_ID = "instance"
+"""Of all of them: they are told apart by their addresses."""
+CAPABILITIES = Capabilities.of_nobody(bytes(KEY_BYTES), own=Peer(INSTANCE_ID, "here:1"))
+
+
+def leave(
+    handoff_id: HandoffId = ID, fence: Fence = FIRST, purpose: Purpose = Purpose.HANDOFF
+) -> bytes:
+    """Signed leave for an instance to fetch from an instance."""
+    grant = Grant(
+        purpose=purpose,
+        handoff_id=handoff_id,
+        fence=fence,
+        source_id=INSTANCE_ID,
+        source_address="here:1",
+        fetcher_id=INSTANCE_ID,
+    )
+    return CAPABILITIES.sign_for(grant, 60.0)
+
+
 SMALL = KvLayout(num_layers=4, num_kv_heads=2, head_dim=8, dtype="float32", block_size=16)
 QUICK = HandoffConfig(target_segment_bytes=4096, max_segment_bytes=8192)
 """Many small segments."""
@@ -133,9 +155,8 @@ class Instance:
     address: str
     ended: list[Source] = field(default_factory=list)
 
-    @property
-    def peer(self) -> Peer:
-        return Peer("instance", self.address)
+    def peer(self, sink: Sink) -> Peer:
+        return Peer(INSTANCE_ID, self.address, leave(sink.handoff_id, sink.fence))
 
     def accept(self, fence: Fence = FIRST, handoff_id: HandoffId = ID) -> Source:
         return self.book.accept(handoff_id, fence, on_ended=self.ended.append)
@@ -202,7 +223,7 @@ async def instance(
     book = SourceBook(layout=layout, blocks=blocks, clock=clock, config=config)
     copies = ThreadPoolExecutor(2)
     host = KvHost(
-        instance_id="instance",
+        instance_id=INSTANCE_ID,
         fingerprint=FINGERPRINT,
         layout=layout,
         store=store,
@@ -215,6 +236,7 @@ async def instance(
         book=book,
         shelf=Shelf(book, InstanceBlocks(blocks), clock),
         host=host,
+        capabilities=CAPABILITIES,
         tamper=tamper or (lambda frame: frame),
     )
     server = await build(Plane.WORKER, ())
@@ -261,7 +283,7 @@ async def fetched(
     """One run of decode's fetcher, bounded."""
     async with asyncio.timeout(20):
         return await decode.fetcher.run(
-            sink, prefill.peer, num_tokens=num_tokens, reserve=reserve or decode.reserve
+            sink, prefill.peer(sink), num_tokens=num_tokens, reserve=reserve or decode.reserve
         )
 
 

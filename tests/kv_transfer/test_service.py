@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from core.capability import Purpose
 from core.clock import ManualClock
 from core.errors import (
     BatonError,
@@ -18,6 +19,7 @@ from core.errors import (
     StaleFence,
     UnknownRequest,
 )
+from core.ids import HandoffId
 from core.request import Fence
 from core.work import PROTOCOL_VERSION, KvLostReason
 from kv_transfer import fetch
@@ -32,10 +34,12 @@ from rpc.status import error_from
 from tests.kv_transfer.support import (
     FINGERPRINT,
     ID,
+    INSTANCE_ID,
     QUICK,
     Instance,
     fetched,
     instance,
+    leave,
     lost,
     until,
 )
@@ -50,7 +54,8 @@ OPEN = pb.FetchOpen(
     protocol_version=PROTOCOL_VERSION,
     max_segment_bytes=4096,
     wire_format="stored",
-    fetcher_id="decode-0",
+    fetcher_id=INSTANCE_ID,
+    capability=leave(),
 )
 
 
@@ -66,9 +71,15 @@ def prefix_opening(token_ids: Sequence[int], max_tokens: int) -> bytes:
     changed = pb.FetchOpen()
     changed.CopyFrom(OPEN)
     changed.handoff_id = "other/0"
+    changed.capability = leave(HandoffId("other/0"), purpose=Purpose.PREFIX)
     wanted = pb.PrefixWanted(token_ids=token_ids, max_tokens=max_tokens)
     changed.prefix.CopyFrom(wanted)
     return pb.FetchRequest(open=changed).SerializeToString()
+
+
+def shown(handoff_id: str, attempt: int) -> pb.Leave:
+    signed = leave(HandoffId(handoff_id), Fence(0, attempt))
+    return pb.Leave(fetcher_id=INSTANCE_ID, capability=signed)
 
 
 def refetch(index: int) -> bytes:
@@ -171,12 +182,16 @@ async def test_leases_over_the_wire() -> None:
     async with instance(clock=clock) as prefill, stub_of(prefill) as stub:
         prefill.prefill(16, Fence(0, 2))
         clock.advance(1.0)
-        renewal = pb.RenewRequest(handoff_id=ID, fence=PbFence(attempt=2))
+        renewal = pb.RenewRequest(handoff_id=ID, fence=PbFence(attempt=2), leave=shown(ID, 2))
         assert (await stub.Renew(renewal)).lease_ttl_s == QUICK.lease_ttl_s
         assert prefill.book.source(ID).expires_at_s == 1.0 + QUICK.lease_ttl_s
 
         async def refused(handoff_id: str, attempt: int) -> BatonError:
-            request = pb.RenewRequest(handoff_id=handoff_id, fence=PbFence(attempt=attempt))
+            request = pb.RenewRequest(
+                handoff_id=handoff_id,
+                fence=PbFence(attempt=attempt),
+                leave=shown(handoff_id, attempt),
+            )
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.Renew(request)
             return error_from(caught.value)
@@ -184,7 +199,9 @@ async def test_leases_over_the_wire() -> None:
         assert type(await refused(ID, 1)) is StaleFence
         assert type(await refused(ID, 0)) is InvalidRequest
         assert type(await refused("unknown", 1)) is UnknownRequest
-        release = pb.ReleaseRequest(handoff_id=ID, fence=PbFence(attempt=2), committed=True)
+        release = pb.ReleaseRequest(
+            handoff_id=ID, fence=PbFence(attempt=2), committed=True, leave=shown(ID, 2)
+        )
         for _ in range(2):
             await stub.Release(release)
         prefill.assert_no_leak()
