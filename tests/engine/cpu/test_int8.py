@@ -18,6 +18,7 @@ from engine.cpu.modules import FastLinear
 from engine.cpu.speed_up import speed_up
 from engine.self_check import load_checked
 from tests.engine.architectures import CONFIGS, SHAPE
+from tests.engine.cpu.closeness import assert_linear_close
 from tests.engine.tiny import TinyModel
 
 SHAPES = [
@@ -53,8 +54,8 @@ def _check_linear(num_rows: int, size: int, num_outputs: int, bias: bool, room: 
     linear = nn.Linear(size, num_outputs, bias=bias)
     x = torch.randn(1, num_rows, size)
     with torch.inference_mode():
-        want = functional.linear(x, _as_floats(linear.weight), linear.bias)
-        _close(Int8Linear(FastLinear(linear), torch.empty(room))(x), want)
+        got = Int8Linear(FastLinear(linear), torch.empty(room))(x)
+        assert_linear_close(got, x, _as_floats(linear.weight), linear.bias)
 
 
 # --- rounding ---------------------------------------------------------------------------------

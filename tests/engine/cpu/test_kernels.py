@@ -11,6 +11,7 @@ from torch.nn import functional
 from engine.cpu.jit import Floats, exp, kernel
 from engine.cpu.modules import FastLinear, FastRmsNorm
 from engine.cpu.row_kernels import gate_silu, rotate
+from tests.engine.cpu.closeness import assert_linear_close
 
 SHAPES = [
     # id                            rows   in  out
@@ -38,7 +39,7 @@ def _check_linear(num_rows: int, size: int, num_outputs: int, bias: bool) -> Non
     linear = nn.Linear(size, num_outputs, bias=bias)
     x = torch.randn(1, num_rows, size)
     with torch.inference_mode():
-        _close(FastLinear(linear)(x), linear(x))
+        assert_linear_close(FastLinear(linear)(x), x, linear.weight, linear.bias)
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
@@ -59,8 +60,8 @@ def test_a_linear_layer_reads_rows_that_do_not_lie_together() -> None:
     linear = nn.Linear(8, 5)
     x = torch.randn(8, 3).T
     with torch.inference_mode():
-        _close(FastLinear(linear)(x), linear(x))
-        _close(FastLinear(linear)(x[:1]), linear(x[:1]))
+        assert_linear_close(FastLinear(linear)(x), x, linear.weight, linear.bias)
+        assert_linear_close(FastLinear(linear)(x[:1]), x[:1], linear.weight, linear.bias)
 
 
 def test_a_linear_layer_shares_its_weight() -> None:
