@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_type_hints
 
 from core.errors import ConfigError
+from core.failpoints import Failpoints
 from core.kv_layout import CARRIERS, WIRE_FORMATS
 from core.limits import DEFAULT_MAX_QUEUED
 from core.model_spec import WEIGHTS
@@ -125,6 +126,10 @@ class HandoffConfig:
             yield f"carrier must be auto or of {', '.join(CARRIERS)}, got {self.carrier!r}"
         if self.wire_format not in WIRE_FORMATS:
             yield f"wire_format must be of {', '.join(WIRE_FORMATS)}, got {self.wire_format!r}"
+        try:
+            Failpoints.parse(self.failpoints)
+        except ConfigError as error:
+            yield from error.problems
         if self.max_segment_bytes > 4 * 1024 * 1024:
             yield f"max_segment_bytes must be at most 4 MiB, got {self.max_segment_bytes}"
 

@@ -34,7 +34,8 @@ never be hit, and its test would pass without the fault."""
 MAX_DELAY_S = 3600.0
 
 Flow = Callable[[str, float], Awaitable[None]]
-Change = Callable[[bytes, int], tuple[bytes, ...]]
+Data = bytes | memoryview
+Change = Callable[[Data, int], tuple[Data, ...]]
 
 
 class FailpointHit(BatonError):
@@ -62,7 +63,7 @@ async def _delay(place: str, duration_s: float) -> None:
     await asyncio.sleep(duration_s)
 
 
-def _flip(data: bytes, index: int) -> tuple[bytes, ...]:
+def _flip(data: Data, index: int) -> tuple[Data, ...]:
     if not -len(data) <= index < len(data):
         return (data,)
     changed = bytearray(data)
@@ -70,15 +71,15 @@ def _flip(data: bytes, index: int) -> tuple[bytes, ...]:
     return (bytes(changed),)
 
 
-def _truncate(data: bytes, num_bytes: int) -> tuple[bytes, ...]:
+def _truncate(data: Data, num_bytes: int) -> tuple[Data, ...]:
     return (data[:num_bytes],)
 
 
-def _duplicate(data: bytes, _: int) -> tuple[bytes, ...]:
+def _duplicate(data: Data, _: int) -> tuple[Data, ...]:
     return (data, data)
 
 
-def _drop(data: bytes, _: int) -> tuple[bytes, ...]:
+def _drop(data: Data, _: int) -> tuple[Data, ...]:
     return ()
 
 
@@ -151,9 +152,9 @@ class Failpoints:
         for fault in due:
             await FLOW_ACTIONS[fault.action](place, fault.argument)
 
-    def pass_bytes(self, place: str, data: bytes) -> Sequence[bytes]:
+    def pass_bytes(self, place: str, data: Data) -> Sequence[Data]:
         """What goes on instead of `data`: usually itself; nothing, or twice the same."""
-        passing: tuple[bytes, ...] = (data,)
+        passing: tuple[Data, ...] = (data,)
         for fault in self._bytes.get(place, ()):
             if fault.is_due():
                 change, argument = BYTE_ACTIONS[fault.action], int(fault.argument)

@@ -10,6 +10,7 @@ import grpc.aio
 from core.capability import Capabilities
 from core.clock import MonotonicClock
 from core.config import Config, EngineConfig
+from core.failpoints import Failpoints
 from core.ids import Fingerprint
 from core.kv_layout import KvLayout
 from core.load import Load
@@ -193,6 +194,7 @@ def _common(parts: Parts) -> _Common:
         carriers=Carriers((ShmCarrier(),), handoff.carrier),
         clock=clock,
         config=handoff,
+        failpoints=Failpoints.parse(handoff.failpoints),
     )
     work = asyncio.Event()
     blocks.on_freed(work.set)

@@ -17,6 +17,7 @@ from core.errors import (
     UnknownRequest,
     WrongState,
 )
+from core.failpoints import FailpointHit
 from core.ids import HandoffId
 from core.kv_layout import STORED
 from core.request import Fence
@@ -238,7 +239,10 @@ class Fetcher:
         )
         for _ in range(RELEASE_TRIES):
             try:
+                await self._host.failpoints.hit("kv.release")
                 await stub.Release(request, timeout=RELEASE_TIMEOUT_S)
+            except FailpointHit:
+                continue
             except grpc.aio.AioRpcError as error:
                 if _kv_lost(error_from(error)).why is KvLostReason.LEASE:
                     return  # ended already

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from core.clock import Clock
 from core.config import HandoffConfig
+from core.failpoints import Failpoints
 from core.ids import Fingerprint
 from core.kv_layout import KvLayout
 from kv_transfer.carriers.choose import Carriers
@@ -24,3 +25,5 @@ class KvHost:
     carriers: Carriers
     clock: Clock
     config: HandoffConfig
+    failpoints: Failpoints = field(default_factory=Failpoints)
+    """Of a test."""

@@ -6,6 +6,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 
+from core.failpoints import Failpoints
 from core.kv_layout import KvRange
 from core.request import Fence
 from kv_transfer.carriers.contract import Inlet
@@ -58,6 +59,7 @@ class Landing:
     """So many payloads are not needed any more."""
     landed: Callable[[BaseException | None], None]
     """A copy has ended; with an error of ours, if it failed."""
+    failpoints: Failpoints
     damaged: set[int] = field(default_factory=set)
     """Segments asked for again and not here yet."""
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_COPIES))
@@ -78,6 +80,7 @@ class Landing:
             self._end(number)
             self._ask_again(header.index)
             return
+        await self.failpoints.hit("kv.scatter")
         await self._slots.acquire()
         write = self.sink.begin_write(self.attempt, piece)
         if write is None:

@@ -45,9 +45,6 @@ class Receiver:
     """Once announced."""
     _arrived: Arrived = field(default_factory=Arrived)
     _end: pb.FetchEnd | None = None
-    _read_limit: asyncio.Timeout | None = None
-    """Of the read under way."""
-    _all_granted: bool = False
 
     def __post_init__(self) -> None:
         self.attempt = self.sink.fence
@@ -91,8 +88,10 @@ class Receiver:
         await self.renew(lease_ttl_s)
 
     async def _announced(self) -> pb.Announce:
-        """The first frame. Without a limit: the prefill may queue as long as the request may."""
+        """The first frame but for beats: the prefill may queue as long as the request may."""
         frame = await self._read()
+        while frame.message.WhichOneof("message") is None:
+            frame = await self._read()
         announce = check_announce(frame.message, self.expected)
         self._check_attempt()
         self.sink.announce(announce.num_tokens)
@@ -128,6 +127,7 @@ class Receiver:
             refetch=self._refetch,
             emptied=self._outgoing.emptied,
             landed=self._landed,
+            failpoints=self.host.failpoints,
         )
 
     async def _grant(self) -> None:
@@ -148,30 +148,19 @@ class Receiver:
             self._arrived.credited(self.host.clock.now_s())
             granted = pb.Credit(num_tokens=credit, num_cached_tokens=sink.num_cached_tokens)
             self._outgoing.put(pb.FetchRequest(credit=granted))
-        self._all_granted = True
-        self._limit_read()
 
     async def _read(self) -> FetchFrame:
         limit_s = self.host.config.progress_timeout_s
         try:
-            async with asyncio.timeout(None) as self._read_limit:
-                self._limit_read()
+            async with asyncio.timeout(limit_s):
                 frame = await self.call.read()
         except TimeoutError:
             raise KvLost(KvLostReason.STALLED, f"no frame in {limit_s} s") from None
-        finally:
-            self._read_limit = None
         if isinstance(frame, Undecodable):
             raise KvLost(KvLostReason.CORRUPT, str(frame.error))
         if not isinstance(frame, FetchFrame):
             raise KvLost(KvLostReason.LEASE, "the source closed the stream early")
         return frame
-
-    def _limit_read(self) -> None:
-        """The source owes frames once everything is credited; before, it may wait for us."""
-        if self._all_granted and self._read_limit is not None:
-            now_s = asyncio.get_running_loop().time()
-            self._read_limit.reschedule(now_s + self.host.config.progress_timeout_s)
 
     async def _take(self, frame: FetchFrame, landing: Landing) -> None:
         self._check_attempt()
@@ -179,6 +168,7 @@ class Receiver:
         if kind == "segment":
             await self._take_segment(frame, landing)
         elif kind == "end" and self._end is None:
+            await self.host.failpoints.hit("kv.commit")
             self._end = end = frame.message.end
             self._arrived.last_at_s = self.host.clock.now_s()
             # Checked before anything rests on it: a commit cannot be taken back.
@@ -190,10 +180,13 @@ class Receiver:
     async def _take_segment(self, frame: FetchFrame, landing: Landing) -> None:
         header = frame.message.segment
         limit_s = self.host.config.progress_timeout_s
+        failpoints = self.host.failpoints
+        await failpoints.hit("kv.receive.segment")
         self._arrived.add(header.num_bytes, self.host.clock.now_s())
         try:
             async with asyncio.timeout(limit_s):
-                await landing.take(header, frame.payload)
+                for payload in failpoints.pass_bytes("kv.receive.segment", frame.payload):
+                    await landing.take(header, memoryview(payload))
         except TimeoutError:
             raise KvLost(KvLostReason.STALLED, f"no payload in {limit_s} s") from None
 

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 MAX_QUEUED_FRAMES = 2
 """Gathered while one is being written: enough to keep both busy; bounds memory per stream."""
 BEATS_PER_TIMEOUT = 3
-"""While a prefill computes and has nothing to send, an empty frame this often per progress
-timeout: a long chunk on a slow machine is not a stalled link."""
+"""While there is nothing to send, an empty frame this often per progress timeout: a prefill that
+queues, or a long chunk on a slow machine, is not a stalled link."""
 _BEAT = write_frame(pb.FetchResponse())
 
 
@@ -120,6 +120,7 @@ class Sender:
         announce = announce_of(host.layout, num_tokens, lease_ttl_s, self.wire.name)
         announce.carrier = self.outlet.carrier
         self.outlet.announce(announce)
+        await host.failpoints.hit("kv.announce")
         await self._write(write_frame(pb.FetchResponse(announce=announce)))
         if self.outlet.carrier == INLINE:
             return
@@ -138,7 +139,7 @@ class Sender:
                 return False
             if self.reading.source.frontier:
                 return True
-            await self.reading.changed.wait()
+            await self._changed_or_beat(self._write)
 
     async def _gather_frames(self) -> None:
         source, reader = self.reading.source, self.reading.reader
@@ -171,14 +172,16 @@ class Sender:
         started_at_s = self.host.clock.now_s()
         token = source.first_token
         no_credit = token and self.reading.reader.waits_for_credit(source.frontier)
+        await self._changed_or_beat(self._frames.put)
+        if no_credit:
+            self._times.credit_wait_s += self.host.clock.now_s() - started_at_s
+
+    async def _changed_or_beat(self, say: Callable[[bytes], Awaitable[None]]) -> None:
         try:
             async with asyncio.timeout(self.host.config.progress_timeout_s / BEATS_PER_TIMEOUT):
                 await self.reading.changed.wait()
         except TimeoutError:
-            if token is None:
-                await self._frames.put(_BEAT)
-        if no_credit:
-            self._times.credit_wait_s += self.host.clock.now_s() - started_at_s
+            await say(_BEAT)
 
     async def _send_segment(self, segment: Segment) -> None:
         num_bytes = self.wire.num_bytes(self.host.layout, segment.range)
@@ -240,16 +243,22 @@ class Sender:
         while True:
             frame = await self._frames.get()
             if isinstance(frame, _Filled):
-                await self._write(frame.frame)
+                await self._write_filled(frame.frame)
                 async with self._patience("took no payload"):
                     await frame.outlet.sent(frame.header, frame.place)
                 self._times.sent(self.host.clock.now_s())
             elif isinstance(frame, _End):
                 token = self.reading.source.first_token
                 assert token is not None, "the end is queued after the first token"
+                await self.host.failpoints.hit("kv.send.end")
                 await self._write(write_frame(pb.FetchResponse(end=self._end(token))))
             else:
                 await self._write(frame)
+
+    async def _write_filled(self, frame: bytes) -> None:
+        await self.host.failpoints.hit("kv.send.frame")
+        for passed in self.host.failpoints.pass_bytes("kv.send.frame", frame):
+            await self._write(bytes(passed))
 
     def _end(self, token: FirstToken) -> pb.FetchEnd:
         end = pb.FetchEnd(

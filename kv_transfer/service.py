@@ -70,6 +70,7 @@ class KvTransferService:
         """Send one handoff's KV; see the contract."""
         async with status_boundary(context):
             opening = await self._open(requests)
+            await self.host.failpoints.hit("kv.open")
             with (
                 self._lent(opening),
                 self.book.reading(

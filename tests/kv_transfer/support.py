@@ -16,6 +16,7 @@ from core.blocks import BlockState, leak_report
 from core.capability import Capabilities, Grant, Purpose
 from core.clock import Clock, MonotonicClock
 from core.config import HandoffConfig
+from core.failpoints import Failpoints
 from core.ids import Fingerprint, HandoffId
 from core.kv_layout import KvLayout
 from core.model_spec import DTYPE_BYTES
@@ -231,6 +232,7 @@ async def instance(
         carriers=Carriers((), config.carrier),
         clock=clock,
         config=config,
+        failpoints=Failpoints.parse(config.failpoints),
     )
     service = TamperingService(
         book=book,
