@@ -10,8 +10,9 @@ from typing import TypeVar
 import grpc.aio
 import psutil
 
-from bench.processes import running
+from bench.processes import CLUSTER_KEY, running
 from core.blocks import IDLE_STATES
+from core.capability import Grant, Purpose, sign, subkey
 from core.clock import MonotonicClock
 from core.config import Config, EngineConfig
 from core.ids import Fingerprint, HandoffId, RouterId
@@ -40,6 +41,8 @@ PROBE_S = 0.02
 Looking every 2 ms made decode steps of 51 ms last 88 ms, every 20 ms 59 ms."""
 FETCH_BYTES = 2 * 1024 * 1024
 """As HandoffConfig.max_segment_bytes."""
+NEVER_S = 2.0**40
+"""When leave to fetch ends; seconds of any clock."""
 
 clock = MonotonicClock()
 IDLE_STATE_NAMES = frozenset(str(state) for state in IDLE_STATES)
@@ -106,20 +109,21 @@ class Pair:
         async for event in call:
             if event.WhichOneof("event") == "token":
                 break
+        leave = await self._leave(HandoffId(name))
         started_s = clock.now_s()
-        await self._fetch_all(name, len(prompt))
+        await self._fetch_all(name, leave, len(prompt))
         floor_s = clock.now_s() - started_s
         stub = kv_transfer_pb2_grpc.KvTransferStub(self.prefill)
         await stub.Release(
             kv_transfer_pb2.ReleaseRequest(
-                handoff_id=name, fence=types_pb2.Fence(attempt=1), committed=True
+                handoff_id=name, fence=types_pb2.Fence(attempt=1), committed=True, leave=leave
             ),
             timeout=CALL_TIMEOUT_S,
         )
         call.cancel()
         return floor_s
 
-    async def _fetch_all(self, name: str, num_tokens: int) -> None:
+    async def _fetch_all(self, name: str, leave: kv_transfer_pb2.Leave, num_tokens: int) -> None:
         fetch = fetch_call(self.prefill)
         await fetch.write(
             kv_transfer_pb2.FetchRequest(
@@ -130,7 +134,8 @@ class Pair:
                     protocol_version=PROTOCOL_VERSION,
                     max_segment_bytes=FETCH_BYTES,
                     wire_format=STORED,
-                    fetcher_id="bench",
+                    fetcher_id=leave.fetcher_id,
+                    capability=leave.capability,
                 )
             )
         )
@@ -141,6 +146,20 @@ class Pair:
             if frame.message.WhichOneof("message") == "end":
                 fetch.cancel()
                 return
+
+    async def _leave(self, handoff_id: HandoffId) -> kv_transfer_pb2.Leave:
+        """As a router signs it for a decode instance."""
+        source = await self.books(self.prefill)
+        grant = Grant(
+            purpose=Purpose.HANDOFF,
+            handoff_id=handoff_id,
+            fence=Fence(0, 1),
+            source_id=source.instance_id,
+            source_address=source.addresses[0],
+            fetcher_id="bench",
+        )
+        token = sign(subkey(CLUSTER_KEY), grant, NEVER_S)
+        return kv_transfer_pb2.Leave(fetcher_id=grant.fetcher_id, capability=token)
 
     def _prefill_call(
         self, prompt: Sequence[int], name: str, *, only_first_token: bool

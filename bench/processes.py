@@ -15,6 +15,7 @@ from core.config import Config
 from core.ids import InstanceId, RouterId
 from core.member import Role
 from core.parallel import ParallelLayout
+from core.prefix import KEY_BYTES
 from deploy.cluster import await_connected
 from deploy.instance import InstanceSpec
 from registry.embedded import EmbeddedValkey
@@ -26,6 +27,8 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 DRAIN_S = 2.0
 CLUSTER = "bench"
+CLUSTER_KEY = bytes(range(KEY_BYTES))
+"""Known, so that a benchmark can fetch KV itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ async def running(
                 layout=layout or ParallelLayout(),
                 registry_url=url,
                 cluster=CLUSTER,
+                cluster_key=CLUSTER_KEY.hex(),
                 drain_s=DRAIN_S,
             )
             for index, role in enumerate(roles)
