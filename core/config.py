@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, get_type_hints
 
 from core.errors import ConfigError
 from core.failpoints import Failpoints
-from core.kv_layout import CARRIERS, WIRE_FORMATS
+from core.kv_layout import CARRIERS, UNBUILT_CARRIERS, WIRE_FORMATS
 from core.limits import DEFAULT_MAX_QUEUED
 from core.model_spec import WEIGHTS
 
@@ -107,7 +107,7 @@ class HandoffConfig:
     max_segment_bytes: int = 2 * 1024 * 1024
     """Payload of one segment at most."""
     carrier: str = "auto"
-    """What carries payloads to here: shm, torchdist, cuda_ipc or grpc; where it cannot, grpc does.
+    """What carries payloads to here: shm, torchdist or grpc; where it cannot, grpc does.
     auto: the best for each pair."""
     wire_format: str = "stored"
     """How KV is written on the wire: "int8" is about a quarter of float32, and not exact."""
@@ -122,7 +122,9 @@ class HandoffConfig:
         )
         yield from _at_least(self, 0, "max_refetches")
         yield from _at_least(self, 4096, "target_segment_bytes", "max_segment_bytes")
-        if self.carrier not in ("auto", *CARRIERS):
+        if self.carrier in UNBUILT_CARRIERS:
+            yield f"carrier {self.carrier} is not built yet: KV moves through host memory; use auto"
+        elif self.carrier not in ("auto", *CARRIERS):
             yield f"carrier must be auto or of {', '.join(CARRIERS)}, got {self.carrier!r}"
         if self.wire_format not in WIRE_FORMATS:
             yield f"wire_format must be of {', '.join(WIRE_FORMATS)}, got {self.wire_format!r}"

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from core.model_spec import DTYPE_BYTES, ModelSpec
 
-CARRIERS = ("cuda_ipc", "shm", "torchdist", "grpc")
+CARRIERS = ("shm", "torchdist", "grpc")
 """What moves payloads."""
+UNBUILT_CARRIERS = ("cuda_ipc", "nccl", "nixl")
+"""What people will look for: KV is gathered to host memory so far."""
 STORED = "stored"
 WIRE_FORMATS = (STORED, "int8")
 """How KV is written on the wire."""

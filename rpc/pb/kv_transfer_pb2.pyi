@@ -92,7 +92,7 @@ class CarrierOffer(_message.Message):
     CARRIER_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
     carrier: _builtins.str
-    """"shm", "torchdist" or "cuda_ipc"."""
+    """"shm" or "torchdist"."""
     place: _builtins.str
     """Host, or device, that both ends must share; empty when they need not."""
     def __init__(
@@ -301,7 +301,6 @@ class Announce(_message.Message):
     WIRE_FORMAT_FIELD_NUMBER: _builtins.int
     SHM_FIELD_NUMBER: _builtins.int
     PAIR_GROUP_FIELD_NUMBER: _builtins.int
-    CUDA_FIELD_NUMBER: _builtins.int
     num_tokens: _builtins.int
     """Tokens whose KV will be sent, cached ones included; from 1."""
     num_layers: _builtins.int
@@ -326,10 +325,6 @@ class Announce(_message.Message):
     def pair_group(self) -> Global___PairGroup:
         """Of "torchdist"."""
 
-    @_builtins.property
-    def cuda(self) -> Global___CudaMemory:
-        """Of "cuda_ipc"."""
-
     def __init__(
         self,
         *,
@@ -343,13 +338,12 @@ class Announce(_message.Message):
         wire_format: _builtins.str = ...,
         shm: Global___SharedMemory | None = ...,
         pair_group: Global___PairGroup | None = ...,
-        cuda: Global___CudaMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cuda", b"cuda", "pair_group", b"pair_group", "shm", b"shm", "where", b"where"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pair_group", b"pair_group", "shm", b"shm", "where", b"where"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "cuda", b"cuda", "dtype", b"dtype", "head_dim", b"head_dim", "lease_ttl_s", b"lease_ttl_s", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "num_tokens", b"num_tokens", "pair_group", b"pair_group", "shm", b"shm", "where", b"where", "wire_format", b"wire_format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "dtype", b"dtype", "head_dim", b"head_dim", "lease_ttl_s", b"lease_ttl_s", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "num_tokens", b"num_tokens", "pair_group", b"pair_group", "shm", b"shm", "where", b"where", "wire_format", b"wire_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_where: _TypeAlias = _typing.Literal["shm", "pair_group", "cuda"]  # noqa: Y015
+    _WhichOneofReturnType_where: _TypeAlias = _typing.Literal["shm", "pair_group"]  # noqa: Y015
     _WhichOneofArgType_where: _TypeAlias = _typing.Literal["where", b"where"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_where) -> _WhichOneofReturnType_where | None: ...
 
@@ -410,36 +404,6 @@ class PairGroup(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PairGroup: _TypeAlias = PairGroup  # noqa: Y015
-
-@_typing.final
-class CudaMemory(_message.Message):
-    """Device memory of the source that processes of its host can map."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    HANDLE_FIELD_NUMBER: _builtins.int
-    NUM_BYTES_FIELD_NUMBER: _builtins.int
-    DEVICE_FIELD_NUMBER: _builtins.int
-    handle: _builtins.bytes
-    """CUDA's handle."""
-    num_bytes: _builtins.int
-    """All of it."""
-    device: _builtins.str
-    """UUID of the device."""
-    def __init__(
-        self,
-        *,
-        handle: _builtins.bytes = ...,
-        num_bytes: _builtins.int = ...,
-        device: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "handle", b"handle", "num_bytes", b"num_bytes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CudaMemory: _TypeAlias = CudaMemory  # noqa: Y015
 
 @_typing.final
 class SegmentHeader(_message.Message):
