@@ -27,6 +27,7 @@ from kv_transfer.carriers.choose import Carriers
 from kv_transfer.carriers.shm import ShmCarrier
 from kv_transfer.carriers.torchdist import TorchDistCarrier
 from kv_transfer.kv_host import KvHost
+from kv_transfer.memory import keep_freed_memory
 
 FINGERPRINT = Fingerprint("bench")
 SOURCE_ID, SINK_ID = "source", "sink"
@@ -143,6 +144,7 @@ class End:
     blocks: BlockAllocator = field(init=False)
 
     def __post_init__(self) -> None:
+        keep_freed_memory()
         self.blocks = shuffled_blocks(self.seed)
 
     def host(self, carrier: str) -> KvHost:

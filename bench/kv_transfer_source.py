@@ -63,7 +63,7 @@ class Source:
         source = self.book.accept(HandoffId(handoff_id), FENCE, on_ended=lambda _: None)
         needed = LAYOUT.num_blocks(num_tokens)
         ids = self._end.blocks.allocate(needed, BlockState.OWNED)
-        self.book.started(source, ids, num_tokens, num_tokens)
+        self.book.started(source, ids, num_tokens)
         token = FirstToken(
             token_id=1, position=0, finish_reason=None, sampled_at_s=self._host.clock.now_s()
         )

@@ -14,6 +14,9 @@ from core.model_spec import WEIGHTS
 
 T = TypeVar("T")
 
+OVERLAPS = ("adaptive", "whole", "layerwise")
+"""See HandoffConfig.overlap."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
@@ -102,10 +105,11 @@ class HandoffConfig:
     """How long decode keeps a reservation whose prefill was lost."""
     max_refetches: int = 3
     """Damaged segments fetched again before the attempt is given up."""
-    target_segment_bytes: int = 1024 * 1024
-    """Layers are grouped so that one chunk's segment is about this large."""
     max_segment_bytes: int = 2 * 1024 * 1024
     """Payload of one segment at most."""
+    overlap: str = "adaptive"
+    """When KV leaves a prefill. whole: with the last layer of a chunk; layerwise: with every layer.
+    adaptive: in as many groups of layers as what was measured makes cheapest."""
     carrier: str = "auto"
     """What carries payloads to here: shm, torchdist or grpc; where it cannot, grpc does.
     auto: the best for each pair."""
@@ -121,7 +125,9 @@ class HandoffConfig:
             self, "lease_ttl_s", "unknown_handoff_wait_s", "progress_timeout_s", "retarget_wait_s"
         )
         yield from _at_least(self, 0, "max_refetches")
-        yield from _at_least(self, 4096, "target_segment_bytes", "max_segment_bytes")
+        yield from _at_least(self, 4096, "max_segment_bytes")
+        if self.overlap not in OVERLAPS:
+            yield f"overlap must be of {', '.join(OVERLAPS)}, got {self.overlap!r}"
         if self.carrier in UNBUILT_CARRIERS:
             yield f"carrier {self.carrier} is not built yet: KV moves through host memory; use auto"
         elif self.carrier not in ("auto", *CARRIERS):

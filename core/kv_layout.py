@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from core.model_spec import DTYPE_BYTES, ModelSpec
 
@@ -63,22 +64,20 @@ class KvRange:
         return len(self.layers) * len(self.tokens) * layout.layer_bytes_per_token
 
 
-def layer_groups(layout: KvLayout, *, num_chunk_tokens: int, target_bytes: int) -> list[range]:
-    """Cut the layers so that one chunk's segment is about `target_bytes`: at least one layer.
-
-    A short prompt makes one group of all layers: it goes in one piece (Splitwise, section 4.3).
-    """
-    per_layer = max(1, num_chunk_tokens * layout.layer_bytes_per_token)
-    size = max(1, min(layout.num_layers, -(-target_bytes // per_layer)))
-    return [
-        range(start, min(start + size, layout.num_layers))
-        for start in range(0, layout.num_layers, size)
-    ]
+def layer_groups(num_layers: int, num_groups: int) -> list[range]:
+    """Cut the layers into so many groups of as equal a size as can be, the smaller ones last:
+    what is exposed of a transfer is its end."""
+    size, num_larger = divmod(num_layers, num_groups)
+    stops = [(n + 1) * size + min(n + 1, num_larger) for n in range(num_groups)]
+    return [range(start, stop) for start, stop in pairwise((0, *stops))]
 
 
 def cut_tokens(tokens: range, layers: range, layout: KvLayout, max_bytes: int) -> Iterator[range]:
-    """Cut `tokens` so that no piece over `layers` is above `max_bytes` (at least one token)."""
+    """Cut `tokens` so that no piece over `layers` is above `max_bytes` (at least one token): into
+    as few pieces as can be, equal ones, since a small rest costs as much as a whole piece."""
     per_token = len(layers) * layout.layer_bytes_per_token
-    step = max(1, max_bytes // per_token)
+    largest = max(1, max_bytes // per_token)
+    num_pieces = max(1, -(-len(tokens) // largest))
+    step = max(1, -(-len(tokens) // num_pieces))
     for start in range(tokens.start, tokens.stop, step):
         yield range(start, min(start + step, tokens.stop))

@@ -270,6 +270,7 @@ class DecodeDesk:
             logprobs=result.token.logprobs,
             committed_at_s=self._parts.clock.now_s(),
             timing=result.timing,
+            is_exact=result.is_exact,
         )
 
     def _tell(self, job: DecodeJob, answer: Answer, facts: Facts) -> None:

@@ -38,6 +38,9 @@ class Answer:
     committed_at_s: float
     timing: HandoffTiming | None
     """Until it was told, with the first step."""
+    is_exact: bool
+    """Its KV is what its tokens' names promise; otherwise none of it is named, nor what is computed
+    from it."""
     pins: list[Pin] = field(default_factory=list)
     """Of all its blocks, while it takes part in steps."""
     chain: list[BlockHash] = field(default_factory=list)

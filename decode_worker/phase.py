@@ -195,7 +195,9 @@ class DecodePhase:
         self._leave_window(answer)
 
     def _name_full_blocks(self, answer: Answer) -> None:
-        """Whoever begins with the same tokens finds them."""
+        """Whoever begins with the same tokens finds them; only what others would compute too."""
+        if not answer.is_exact:
+            return
         num_named = len(answer.chain)
         names = self._blocks.names(answer.work.tenant, answer.kv_token_ids, answer.chain)
         answer.chain += names

@@ -9,7 +9,7 @@ import grpc.aio
 
 from core.capability import Capabilities
 from core.clock import MonotonicClock
-from core.config import Config, EngineConfig
+from core.config import Config, EngineConfig, HandoffConfig
 from core.failpoints import Failpoints
 from core.ids import Fingerprint
 from core.kv_layout import KvLayout
@@ -31,6 +31,7 @@ from kv_transfer.service import KvTransferService
 from kv_transfer.shelf import Shelf
 from kv_transfer.stores import KvStore
 from prefill_worker.costs import Costs, MeasuredCosts
+from prefill_worker.overlap import Overlap
 from prefill_worker.phase import PrefillParts, PrefillPhase
 from prefill_worker.prefix_fetch import PrefixFetch
 from prefill_worker.service import PrefillService
@@ -191,7 +192,7 @@ def _common(parts: Parts) -> _Common:
         layout=layout,
         store=compute.store,
         copies=parts.copies,
-        carriers=Carriers((ShmCarrier(),), handoff.carrier),
+        carriers=_carriers(parts.member, handoff),
         clock=clock,
         config=handoff,
         failpoints=Failpoints.parse(handoff.failpoints),
@@ -209,6 +210,18 @@ def _common(parts: Parts) -> _Common:
         book=SourceBook(layout=layout, blocks=blocks, clock=clock, config=handoff),
         fetcher=Fetcher(kv_host, parts.dial),
     )
+
+
+def _carriers(own: Member, handoff: HandoffConfig) -> Carriers:
+    if handoff.carrier != "torchdist":
+        return Carriers((ShmCarrier(),), handoff.carrier)
+    # Here and not above: it brings torch, and whoever only names an instance needs none.
+    from kv_transfer.carriers.torchdist import TorchDistCarrier, host_of
+
+    # Its groups listen where the instance does: nobody goes elsewhere to meet it.
+    host = host_of(own.leader_address)
+    pair_groups = TorchDistCarrier(host, handoff.progress_timeout_s)
+    return Carriers((ShmCarrier(), pair_groups), handoff.carrier)
 
 
 def _blocks(engine: EngineConfig, prefix_key: bytes) -> InstanceBlocks:
@@ -230,8 +243,13 @@ def _prefill_parts(parts: Parts, common: _Common) -> PrefillParts:
         budget=budget_of(parts.member.role, worker),
         max_queued=worker.max_queued,
         ageing_s=worker.ageing_s,
-        handoff=parts.config.handoff,
         costs=parts.costs,
+        overlap=Overlap(
+            layout=common.layout,
+            handoff=parts.config.handoff,
+            costs=parts.costs,
+            moving=common.kv_host.moving,
+        ),
     )
 
 

@@ -22,6 +22,7 @@ from core.clock import MonotonicClock
 from core.config import Config, build
 from core.errors import BatonError, ConfigError, ModelError
 from core.ids import InstanceId
+from core.kv_layout import STORED
 from core.member import Member, Role
 from core.parallel import ParallelLayout
 from core.prefix import KEY_BYTES
@@ -115,6 +116,7 @@ def load_compute(spec: InstanceSpec) -> Compute:
     from engine.grammars import GrammarStates
     from engine.runner import Runner
     from kv_transfer.digest import warm_up as warm_up_digest
+    from kv_transfer.wire_format import warm_up as warm_up_wire_format
 
     lost: Future[None] = Future()
     # Running: whoever stops waiting for it does not cancel it under the thread that sets it.
@@ -132,6 +134,8 @@ def load_compute(spec: InstanceSpec) -> Compute:
         )
         runner.warm_up()
         warm_up_digest()
+        if spec.config.handoff.wire_format != STORED:
+            warm_up_wire_format()
         digest = Tokenizer.load(spec.model_dir).digest
         return Compute(
             model=model,

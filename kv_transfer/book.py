@@ -119,13 +119,18 @@ class SourceBook:
         return entry.source
 
     def started(
-        self, source: Source, block_ids: Sequence[int], num_tokens: int, num_chunk_tokens: int
+        self,
+        source: Source,
+        block_ids: Sequence[int],
+        num_tokens: int,
+        groups: Sequence[range] = (),
     ) -> bool:
         """All blocks of the prompt are OWNED; the first step comes next. The source owns them from
-        here. False when the attempt has ended: they stay the caller's."""
+        here; see its `start` for the groups. False when the attempt has ended: they stay the
+        caller's."""
         if (entry := self._entry(source)) is None:
             return False
-        source.start(block_ids, num_tokens, num_chunk_tokens)
+        source.start(block_ids, num_tokens, groups)
         entry.changed.set()
         return True
 
@@ -248,7 +253,6 @@ class SourceBook:
             blocks=self._blocks,
             lease_ttl_s=self._config.lease_ttl_s,
             expires_at_s=self._clock.now_s() + self._config.unknown_handoff_wait_s,
-            target_segment_bytes=self._config.target_segment_bytes,
         )
         entry = self._entries[handoff_id] = _Entry(source)
         return entry

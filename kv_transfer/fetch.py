@@ -178,6 +178,7 @@ class Fetcher:
                 expected=expected,
                 call=call,
                 source_id=lease.peer.instance_id,
+                source_address=lease.peer.address,
                 reserve=reserve,
                 renew=lambda lease_ttl_s: self._renew(lease, lease_ttl_s),
                 host=self._host,

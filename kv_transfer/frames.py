@@ -10,6 +10,7 @@ from core.timing import HandoffTiming
 from core.work import KvLostReason
 from kv_transfer.errors import KvLost
 from kv_transfer.result import FetchedToken, FetchResult
+from kv_transfer.sink import Sink
 from rpc.bounds import Bounds, seconds
 from rpc.convert import finish_reason_from_pb, logprobs_from_pb
 from rpc.pb import kv_transfer_pb2 as pb
@@ -128,9 +129,9 @@ def result_of(
     arrived: Arrived,
     *,
     carrier: str,
-    num_tokens: int,
-    num_reused_tokens: int,
+    sink: Sink,
     committed_at_s: float,
+    is_exact: bool,
 ) -> FetchResult:
     """The result of a committed fetch. Raises InvalidRequest."""
     bounds = Bounds()
@@ -152,14 +153,14 @@ def result_of(
         sink_tail_s=committed_at_s - arrived.last_at_s,
         num_kv_bytes=arrived.num_bytes,
         num_segments=arrived.num_segments,
-        num_kv_tokens=num_tokens,
-        num_reused_tokens=num_reused_tokens,
+        num_kv_tokens=sink.num_tokens,
+        num_reused_tokens=sink.num_cached_tokens,
         carrier=carrier,
         reserve_s=arrived.all_credit_at_s - arrived.announced_at_s,
         first_byte_s=_between(arrived.first_credit_at_s, arrived.first_byte_at_s),
         streaming_s=_between(arrived.first_byte_at_s, arrived.last_byte_at_s),
     )
-    return FetchResult(token=token, timing=timing)
+    return FetchResult(token=token, timing=timing, is_exact=is_exact)
 
 
 def _between(start_s: float | None, stop_s: float | None) -> float:

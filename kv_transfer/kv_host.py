@@ -9,6 +9,7 @@ from core.failpoints import Failpoints
 from core.ids import Fingerprint
 from core.kv_layout import KvLayout
 from kv_transfer.carriers.choose import Carriers
+from kv_transfer.moving import MovingCosts
 from kv_transfer.stores import KvStore
 
 
@@ -25,5 +26,7 @@ class KvHost:
     carriers: Carriers
     clock: Clock
     config: HandoffConfig
+    moving: MovingCosts = field(default_factory=MovingCosts)
+    """Of the segments that leave here; their senders measure into it."""
     failpoints: Failpoints = field(default_factory=Failpoints)
     """Of a test."""

@@ -63,7 +63,7 @@ class LocalFetch:
             num_kv_tokens=num_tokens,
             carrier=CARRIER,
         )
-        return FetchResult(token=_fetched(token), timing=timing)
+        return FetchResult(token=_fetched(token), timing=timing, is_exact=True)
 
 
 class NearestFetch:

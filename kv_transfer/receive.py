@@ -7,6 +7,7 @@ from functools import partial
 
 from core.errors import IllegalTransition, InvalidRequest
 from core.handoff import SinkState
+from core.kv_layout import STORED
 from core.request import Fence
 from core.work import KvLostReason
 from kv_transfer.carriers.contract import CarrierUnusable, Inlet
@@ -33,6 +34,8 @@ class Receiver:
     call: FetchCall
     source_id: str
     """Who sends, for the log."""
+    source_address: str
+    """Where `call` goes."""
     reserve: Callable[[Sink], Awaitable[None]]
     renew: Callable[[float], Awaitable[None]]
     """Keeps the lease alive, given its time, until cancelled. Raises KvLost."""
@@ -101,7 +104,7 @@ class Receiver:
     async def _attach(self, announce: pb.Announce) -> None:
         """Reach the announced carrier, or ask for inline payloads, before any credit."""
         try:
-            inlet = self.host.carriers.inlet(announce.carrier)
+            inlet = self.host.carriers.inlet(announce.carrier, self.source_address)
             try:
                 async with asyncio.timeout(self.host.config.progress_timeout_s):
                     await inlet.attach(announce)
@@ -228,8 +231,8 @@ class Receiver:
         try:
             return make(
                 carrier=self._inlet.carrier,
-                num_tokens=self.sink.num_tokens,
-                num_reused_tokens=self.sink.num_cached_tokens,
+                sink=self.sink,
+                is_exact=self.expected.wire_format == STORED,
             )
         except InvalidRequest as error:
             raise KvLost(KvLostReason.CORRUPT, str(error)) from None

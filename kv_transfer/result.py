@@ -27,3 +27,5 @@ class FetchResult:
     token: FetchedToken
     timing: HandoffTiming
     """All but `decode_queue_s` and `first_step_s`, which the decode step adds."""
+    is_exact: bool
+    """Bit for bit what the source has; otherwise it must not be cached under an exact name."""

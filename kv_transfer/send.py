@@ -45,6 +45,10 @@ class _Filled:
     header: pb.SegmentHeader
     place: Place
     frame: bytes
+    num_stored_bytes: int
+    """Of KV as it is in the blocks, whatever the wire format."""
+    gather_s: float
+    """Its checksum included."""
 
 
 @dataclass(slots=True)
@@ -213,6 +217,7 @@ class Sender:
 
     def _gather(self, read: Read, outlet: Outlet, place: Place) -> _Filled:
         """In a copy thread: one segment's payload, checksum and frame."""
+        began_at_s = self.host.clock.now_s()
         piece = read.segment.range
         tokens = within_blocks(piece, self.host.layout.block_size)
         if self.wire.is_stored:
@@ -237,16 +242,21 @@ class Sender:
                 piece=piece,
             ),
         )
-        return _Filled(outlet, header, place, outlet.frame(header, place))
+        frame = outlet.frame(header, place)
+        gather_s = self.host.clock.now_s() - began_at_s
+        return _Filled(outlet, header, place, frame, piece.num_bytes(self.host.layout), gather_s)
 
     async def _write_frames(self) -> None:
         while True:
             frame = await self._frames.get()
             if isinstance(frame, _Filled):
+                began_at_s = self.host.clock.now_s()
                 await self._write_filled(frame.frame)
                 async with self._patience("took no payload"):
                     await frame.outlet.sent(frame.header, frame.place)
-                self._times.sent(self.host.clock.now_s())
+                self._times.sent(now_s := self.host.clock.now_s())
+                send_s = now_s - began_at_s
+                self.host.moving.moved(frame.num_stored_bytes, frame.gather_s + send_s)
             elif isinstance(frame, _End):
                 token = self.reading.source.first_token
                 assert token is not None, "the end is queued after the first token"

@@ -115,7 +115,7 @@ class Shelf:
         token = FirstToken(
             token_id=0, position=0, finish_reason=None, sampled_at_s=self._clock.now_s()
         )
-        is_on = self._book.started(source, block_ids, num_tokens, num_tokens)
+        is_on = self._book.started(source, block_ids, num_tokens)
         assert is_on, "it was accepted just now"
         self._book.finished(source, token)
         logger.info("prefix lent handoff_id=%s tokens=%d", handoff_id, num_tokens)

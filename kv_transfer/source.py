@@ -8,7 +8,7 @@ from core.blocks import BlockState
 from core.errors import StaleFence
 from core.handoff import SOURCE, SourceEvent, SourceState
 from core.ids import HandoffId
-from core.kv_layout import KvLayout, KvRange, cut_tokens, layer_groups
+from core.kv_layout import KvLayout, KvRange, cut_tokens
 from core.request import Fence, FinishReason, TokenLogprobs
 from kv_transfer.stores import Blocks, Pin
 
@@ -68,15 +68,14 @@ class Reader:
         """The reader has them already; known with its first credit, before anything is sent."""
         self.num_segments = 0
         self._max_segment_bytes = max_segment_bytes
-        self._groups: list[range] = []
+        self._groups: Sequence[range] = ()
         self._sent: list[int] = []
         self._ranges: list[KvRange] = []
         self._resend: list[int] = []
 
-    def plan(self, layout: KvLayout, num_chunk_tokens: int, target_bytes: int) -> None:
+    def plan(self, groups: Sequence[range]) -> None:
         """Fix the layer groups, once the prefill has started."""
-        target = min(target_bytes, self._max_segment_bytes)
-        self._groups = layer_groups(layout, num_chunk_tokens=num_chunk_tokens, target_bytes=target)
+        self._groups = groups
         self._sent = [self.num_cached_tokens] * len(self._groups)
 
     def credit(self, num_tokens: int, num_cached_tokens: int) -> None:
@@ -142,10 +141,10 @@ class Source:
     """Of all readers, gone ones too: a decode that was replaced must not read again."""
     block_ids: tuple[int, ...] = ()
     num_tokens: int = 0
-    num_chunk_tokens: int = 0
+    groups: Sequence[range] = ()
+    """Of layers, whose KV leaves together while it is computed."""
     first_token: FirstToken | None = None
     outcome: Outcome | None = None
-    target_segment_bytes: int = 1024 * 1024
     frontier: list[int] = field(default_factory=list)
     """Per layer, how many leading tokens are computed."""
     _held_as: BlockState = BlockState.OWNED
@@ -162,12 +161,15 @@ class Source:
         self._advance(SourceEvent.PREFILL)
         self.fence = fence
 
-    def start(self, block_ids: Sequence[int], num_tokens: int, num_chunk_tokens: int) -> None:
-        """All blocks of the prompt are OWNED; the first step comes next."""
+    def start(
+        self, block_ids: Sequence[int], num_tokens: int, groups: Sequence[range] = ()
+    ) -> None:
+        """All blocks of the prompt are OWNED; the first step comes next. Its KV leaves in these
+        groups of layers, which are all of them; in one if none are given."""
         self._advance(SourceEvent.START)
         self.block_ids = tuple(block_ids)
         self.num_tokens = num_tokens
-        self.num_chunk_tokens = min(num_tokens, num_chunk_tokens)
+        self.groups = groups or self._whole
         self.frontier = [0] * self.layout.num_layers
         if self.reader is not None:
             self._plan(self.reader)
@@ -273,8 +275,14 @@ class Source:
         """Blocks are allocated and steps may still run."""
         return self.state is SourceState.COMPUTING
 
+    @property
+    def _whole(self) -> Sequence[range]:
+        return (range(self.layout.num_layers),)
+
     def _plan(self, reader: Reader) -> None:
-        reader.plan(self.layout, self.num_chunk_tokens, self.target_segment_bytes)
+        # When all is computed there is nothing to overlap with: the fewest segments are best.
+        is_computed = self.state is SourceState.LEASED
+        reader.plan(self._whole if is_computed else self.groups)
 
     def _check_fence(self, fence: Fence) -> None:
         newest = max(self.fence, self.newest_fetch)

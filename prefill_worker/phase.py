@@ -5,8 +5,7 @@ import logging
 from dataclasses import dataclass
 
 from core.clock import Clock
-from core.config import HandoffConfig
-from core.kv_layout import KvLayout, layer_groups
+from core.kv_layout import KvLayout
 from core.request import TokenLogprobs, finish_reason
 from core.timing import PrefillTiming
 from core.work import WorkRequest
@@ -14,6 +13,7 @@ from kv_transfer.book import SourceBook
 from kv_transfer.source import FirstToken, Outcome, Source
 from prefill_worker.costs import Costs
 from prefill_worker.job import Ended, PrefillJob, Sampled, Started
+from prefill_worker.overlap import Overlap
 from prefill_worker.prompt_blocks import PromptBlocks
 from prefill_worker.scheduler import Chunk, PrefillScheduler, Start
 from worker_host.blocks import InstanceBlocks
@@ -41,8 +41,8 @@ class PrefillParts:
     budget: RoleBudget
     max_queued: int
     ageing_s: float
-    handoff: HandoffConfig
     costs: Costs
+    overlap: Overlap
 
 
 class PrefillPhase:
@@ -150,11 +150,13 @@ class PrefillPhase:
         num_chunk_tokens = min(
             job.num_tokens - job.num_hit_tokens, parts.budget.step_tokens(self._num_others)
         )
-        is_on = parts.book.started(job.source, job.block_ids, job.num_tokens, num_chunk_tokens)
+        groups = parts.overlap.groups(num_chunk_tokens)
+        is_on = parts.book.started(job.source, job.block_ids, job.num_tokens, groups)
         assert is_on, "a prompt whose source has ended has left the queue"
         sources = [source for source, _ in job.copies]
         job.pins.append(parts.holds.hold((*job.block_ids, *sources)))
-        job.layers = self._layers(num_chunk_tokens) if not job.only_first_token else job.layers
+        if not job.only_first_token:
+            job.layers = frozenset(group[-1] for group in groups)
         job.events.put_nowait(Started(queue_s=parts.clock.now_s() - job.arrived_at_s))
         self._tell_hits(job)
         return started
@@ -165,15 +167,6 @@ class PrefillPhase:
         if (num_tokens := job.num_hit_tokens // size * size) and job.source is not None:
             for layer in range(self._parts.layout.num_layers):
                 self._parts.book.progress(job.source, layer, num_tokens)
-
-    def _layers(self, num_chunk_tokens: int) -> frozenset[int]:
-        handoff = self._parts.handoff
-        groups = layer_groups(
-            self._parts.layout,
-            num_chunk_tokens=num_chunk_tokens,
-            target_bytes=min(handoff.target_segment_bytes, handoff.max_segment_bytes),
-        )
-        return frozenset(group[-1] for group in groups)
 
     def _sampled(
         self,

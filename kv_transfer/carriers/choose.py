@@ -1,6 +1,7 @@
 """Which carrier a pair uses: the sink offers, the source picks, inline always works."""
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 
 from kv_transfer.carriers.contract import Carrier, CarrierUnusable, Inlet, Outlet
@@ -10,6 +11,11 @@ from rpc.pb import kv_transfer_pb2 as pb
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+MAX_NOTED = 256
+"""Fallbacks that are remembered as logged. Older ones may be logged again: peers and their
+reasons are without end."""
+MAX_CHARS = 256
+"""Logged of what a peer said."""
 
 
 class Carriers:
@@ -20,8 +26,9 @@ class Carriers:
         then the best that needs both ends at one place, where that is known to be faster."""
         self._carriers = {carrier.name: carrier for carrier in carriers}
         self._wanted = wanted
-        self._fallbacks: set[tuple[str, str]] = set()
-        """(peer, carrier) whose fallback was logged: once is enough, each request is too often."""
+        self._noted: deque[tuple[str, str, str]] = deque(maxlen=MAX_NOTED)
+        """(peer, carrier, reason) of the last fallbacks that were logged: once is enough, each
+        request is too often."""
 
     def offers(self) -> list[pb.CarrierOffer]:
         """What to offer to a source, the best first."""
@@ -46,15 +53,17 @@ class Carriers:
                 self.note_fallback(peer, offer.carrier, str(error))
         return InlineOutlet()
 
-    def inlet(self, name: str) -> Inlet:
-        """The sink's end of what the source announced. Raises CarrierUnusable."""
-        return InlineInlet() if name == INLINE else self._find(name).inlet()
+    def inlet(self, name: str, source_address: str) -> Inlet:
+        """The sink's end of what the source announced, to which our Fetch call goes at
+        `source_address`. Raises CarrierUnusable."""
+        return InlineInlet() if name == INLINE else self._find(name).inlet(source_address)
 
     def note_fallback(self, peer: str, carrier: str, reason: str) -> None:
-        """Log why payloads to or from `peer` go inline, once for each peer."""
-        if (peer, carrier) not in self._fallbacks:
-            self._fallbacks.add((peer, carrier))
-            logger.warning("carrier fallback peer=%s carrier=%s why=%s", peer, carrier, reason)
+        """Log why payloads to or from `peer` go inline, once for each peer and reason."""
+        noted = (peer, carrier[:MAX_CHARS], reason[:MAX_CHARS])
+        if noted not in self._noted:
+            self._noted.append(noted)
+            logger.warning("carrier fallback peer=%s carrier=%s why=%s", *noted)
 
     def close(self) -> None:
         """All streams have ended."""

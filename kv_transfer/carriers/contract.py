@@ -129,8 +129,9 @@ class Carrier(Protocol):
         is kept for each. Raises CarrierUnusable when the two cannot meet."""
         ...
 
-    def inlet(self) -> Inlet:
-        """An end for a source that announced this carrier."""
+    def inlet(self, source_address: str) -> Inlet:
+        """An end for a source that announced this carrier. `source_address` is where our Fetch
+        call goes: a source's words make us go nowhere else."""
         ...
 
     def close(self) -> None:

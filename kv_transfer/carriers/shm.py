@@ -245,7 +245,7 @@ class ShmCarrier:
             raise CarrierUnusable("the sink is on another host, or another user's")
         return ShmOutlet(self._own_memory(), self._pool)
 
-    def inlet(self) -> ShmInlet:
+    def inlet(self, source_address: str) -> ShmInlet:
         """Finds its memory when it attaches."""
         return ShmInlet(self._memories)
 

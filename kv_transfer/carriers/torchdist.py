@@ -105,6 +105,8 @@ class TorchDistInlet:
     backend: Backend
     host: str
     timeout_s: float
+    source_host: str
+    """The only one to go to, whatever is announced."""
     carrier: str = TORCHDIST
     says_emptied: bool = False
     _kept: Kept | None = None
@@ -117,6 +119,8 @@ class TorchDistInlet:
         match = _GROUP_ID.fullmatch(where.group_id)
         if match is None or not is_address(where.store_address):
             raise CarrierUnusable("no pair group is announced")
+        if (host := host_of(where.store_address)) != self.source_host:
+            raise CarrierUnusable(f"a pair group at {host}, and the source is {self.source_host}")
         if int(match[2]) == 1:
             await self._meet(match[1], where.store_address)
         else:
@@ -205,9 +209,11 @@ class TorchDistCarrier:
         kept = self._to_sinks.take_idle(peer) or self._new(peer)
         return TorchDistOutlet(self._to_sinks, kept)
 
-    def inlet(self) -> TorchDistInlet:
-        """An end for whatever group a source announces."""
-        return TorchDistInlet(self._from_sources, self._backend, self._host, self._timeout_s)
+    def inlet(self, source_address: str) -> TorchDistInlet:
+        """An end for whatever group the source at this address announces."""
+        return TorchDistInlet(
+            self._from_sources, self._backend, self._host, self._timeout_s, host_of(source_address)
+        )
 
     def close(self) -> None:
         """End every group."""
@@ -232,6 +238,11 @@ class TorchDistCarrier:
             kept.group.drop()
             raise
         return kept
+
+
+def host_of(address: str) -> str:
+    """Of host:port; of an IPv6 address without its brackets."""
+    return address.rpartition(":")[0].strip("[]").lower()
 
 
 def check_place(backend: Backend, place: str) -> None:

@@ -28,6 +28,8 @@ from rpc.pb import kv_transfer_pb2 as pb
 
 PATIENCE_S = 60.0
 """Of a whole stream; a bound, not a measure."""
+SOURCE_ADDRESS = "127.0.0.1:1"
+"""Where a Fetch call would go."""
 ROOT = Path(__file__).parents[2]
 _LENGTH_BYTES = 4
 _LOOP_TURNS = 20
@@ -45,7 +47,7 @@ class InlineCarrier:
     def outlet(self, offer: pb.CarrierOffer, peer: str) -> Outlet:
         return InlineOutlet()
 
-    def inlet(self) -> Inlet:
+    def inlet(self, source_address: str) -> Inlet:
         return InlineInlet()
 
     def close(self) -> None:
@@ -202,7 +204,7 @@ async def open_sink(carrier: Carrier, wire: Wire) -> SinkEnd:
     assert offer is not None
     opening = pb.FetchOpen(offers=[offer], fetcher_id="sink")
     await wire.send(pb.FetchRequest(open=opening).SerializeToString())
-    sink = SinkEnd(carrier.inlet(), wire)
+    sink = SinkEnd(carrier.inlet(SOURCE_ADDRESS), wire)
     try:
         announce = read_frame(await wire.receive()).message.announce
         assert announce.carrier == sink.inlet.carrier == carrier.name

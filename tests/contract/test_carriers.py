@@ -11,6 +11,7 @@ from kv_transfer.carriers.contract import CarrierUnusable, Place
 from rpc.pb import kv_transfer_pb2 as pb
 from tests.contract.carriers import (
     KINDS,
+    SOURCE_ADDRESS,
     Held,
     Pair,
     SinkEnd,
@@ -240,7 +241,7 @@ async def test_who_cannot_meet_is_told(pair: Pair) -> None:
 
 @pytest.mark.parametrize("announced", ["nothing", "another kind's"])
 async def test_nonsense_cannot_be_attached(pair: Pair, announced: str) -> None:
-    inlet = pair.sink.inlet()
+    inlet = pair.sink.inlet(SOURCE_ADDRESS)
     if inlet.carrier == "grpc":
         pytest.skip("attaches to nothing")
     announce = pb.Announce(carrier=inlet.carrier)

@@ -19,6 +19,7 @@ REFUSED = [
     ("int8 in bfloat16", '[engine]\nweights = "int8"\ndtype = "bfloat16"', ["int8", "bfloat16"]),
     ("int8 on a GPU", '[engine]\nweights = "int8"\ndevice = "cuda"', ["int8", "cpu", "cuda"]),
     ("segment too large", "[handoff]\nmax_segment_bytes = 5000000", ["4 MiB", "5000000"]),
+    ("unknown overlap", "[handoff]\noverlap = 'never'", ["adaptive, whole, layerwise", "never"]),
 ]
 
 

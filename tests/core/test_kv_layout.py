@@ -20,22 +20,13 @@ def test_sizes_of_smollm2() -> None:
     assert [layout.num_blocks(n) for n in (0, 1, 16, 17)] == [0, 1, 1, 2]
 
 
-def test_short_prompts_go_in_one_piece() -> None:
-    assert layer_groups(_layout(), num_chunk_tokens=16, target_bytes=1 << 20) == [range(30)]
-
-
-@given(
-    num_layers=st.integers(1, 40),
-    num_chunk_tokens=st.integers(1, 4096),
-    target_bytes=st.integers(1, 1 << 24),
-)
-def test_groups_cover_every_layer_once(
-    num_layers: int, num_chunk_tokens: int, target_bytes: int
-) -> None:
-    groups = layer_groups(
-        _layout(num_layers), num_chunk_tokens=num_chunk_tokens, target_bytes=target_bytes
-    )
+@given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
+def test_groups_are_alike_and_cover_every_layer_once(sizes: tuple[int, int]) -> None:
+    num_layers, num_groups = sizes
+    groups = layer_groups(num_layers, num_groups)
     assert [layer for group in groups for layer in group] == list(range(num_layers))
+    assert len(groups) == num_groups
+    assert 0 <= len(groups[0]) - len(groups[-1]) <= 1
 
 
 @given(

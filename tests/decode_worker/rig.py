@@ -167,7 +167,13 @@ class Rig:
         return not self.phase.has_swapped and num_needed <= self.blocks.num_free
 
     def join(
-        self, prompt: tuple[int, ...], max_tokens: int, *, priority: int = 0, tenant: str = ""
+        self,
+        prompt: tuple[int, ...],
+        max_tokens: int,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+        is_exact: bool = True,
     ) -> Answer:
         """As if its KV had come."""
         block_ids = self.blocks.allocate(self.blocks.blocks_for(len(prompt)), BlockState.OWNED)
@@ -184,6 +190,7 @@ class Rig:
             logprobs=None,
             committed_at_s=0.0,
             timing=None,
+            is_exact=is_exact,
         )
         self.phase.join(answer)
         self.clock.advance(1.0)

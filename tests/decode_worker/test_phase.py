@@ -36,6 +36,17 @@ async def test_full_blocks_are_found_as_soon_as_they_are_full() -> None:
         assert rig.blocks.allocator.num_cached == 8
 
 
+async def test_what_is_not_exact_has_no_name() -> None:
+    """Neither the prompt's KV nor what was computed from it; not after a swap either."""
+    async with Rig(num_blocks=12).running() as rig:
+        answer = rig.join(PROMPT, 12, is_exact=False)
+        await rig.to_the_end()
+        said = expected(PROMPT, 12)
+        assert chain_length(rig, *PROMPT, *said) == 0
+        assert answer.chain == []
+        assert rig.blocks.allocator.num_cached == 0
+
+
 async def test_tenants_find_nothing_of_each_other() -> None:
     async with Rig(num_blocks=12).running() as rig:
         rig.join(PROMPT, 2, tenant="a")

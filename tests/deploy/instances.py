@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -105,7 +105,11 @@ async def instance(
     spec = InstanceSpec(instance_id=INSTANCE_ID, role=role, model_dir=MODEL_DIR, config=config)
     stop, is_ready = asyncio.Event(), asyncio.Event()
     channels = ChannelPool()
-    with ThreadPoolExecutor(1) as step_thread, ThreadPoolExecutor(2) as copies:
+    with (
+        ThreadPoolExecutor(1) as step_thread,
+        ThreadPoolExecutor(2) as copies,
+        ExitStack() as stack,
+    ):
         server = await build(Plane.WORKER, SERVICE_NAMES)
         address = f"127.0.0.1:{bind(server, '127.0.0.1:0')}"
         parts = Parts(
@@ -121,6 +125,7 @@ async def instance(
             costs=costs or MeasuredCosts(),
         )
         assembled = assemble(parts, server)
+        stack.callback(assembled.carriers.close)
 
         async def say_ready() -> None:
             is_ready.set()

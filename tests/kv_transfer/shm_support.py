@@ -3,6 +3,7 @@
 from kv_transfer.carriers.shm import ShmCarrier, ShmInlet, ShmOutlet
 from rpc.kv_wire import read_frame
 from rpc.pb import kv_transfer_pb2 as pb
+from tests.contract.carriers import SOURCE_ADDRESS
 
 NOTHING = memoryview(b"")
 NUM_SLOTS = 4
@@ -21,7 +22,7 @@ def announced(carrier: ShmCarrier) -> pb.Announce:
 
 
 async def attached(carrier: ShmCarrier) -> ShmInlet:
-    inlet = carrier.inlet()
+    inlet = carrier.inlet(SOURCE_ADDRESS)
     await inlet.attach(announced(carrier))
     return inlet
 

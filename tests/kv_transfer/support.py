@@ -18,7 +18,7 @@ from core.clock import Clock, MonotonicClock
 from core.config import HandoffConfig
 from core.failpoints import Failpoints
 from core.ids import Fingerprint, HandoffId
-from core.kv_layout import KvLayout
+from core.kv_layout import KvLayout, layer_groups
 from core.model_spec import DTYPE_BYTES
 from core.prefix import KEY_BYTES
 from core.request import Fence
@@ -65,7 +65,7 @@ def leave(
 
 
 SMALL = KvLayout(num_layers=4, num_kv_heads=2, head_dim=8, dtype="float32", block_size=16)
-QUICK = HandoffConfig(target_segment_bytes=4096, max_segment_bytes=8192)
+QUICK = HandoffConfig(max_segment_bytes=8192)
 """Many small segments."""
 
 Tamper = Callable[[bytes], bytes | tuple[bytes, ...] | None]
@@ -162,10 +162,12 @@ class Instance:
     def accept(self, fence: Fence = FIRST, handoff_id: HandoffId = ID) -> Source:
         return self.book.accept(handoff_id, fence, on_ended=self.ended.append)
 
-    def start(self, source: Source, num_tokens: int, num_chunk_tokens: int = 1 << 20) -> None:
+    def start(self, source: Source, num_tokens: int) -> None:
+        """To leave layer by layer: as many segments as can be."""
         needed = self.layout.num_blocks(num_tokens)
         ids = self.blocks.allocate(needed, BlockState.OWNED)
-        assert self.book.started(source, ids, num_tokens, num_chunk_tokens)
+        groups = layer_groups(self.layout.num_layers, self.layout.num_layers)
+        assert self.book.started(source, ids, num_tokens, groups)
 
     def fill(self, source: Source, seed: int = 0) -> bytes:
         """Write random KV of the whole prompt; progress is the caller's to tell."""

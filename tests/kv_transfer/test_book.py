@@ -12,6 +12,7 @@ from core.config import HandoffConfig
 from core.errors import Saturated, StaleFence, UnknownRequest, WrongState
 from core.handoff import SourceState
 from core.ids import HandoffId
+from core.kv_layout import layer_groups
 from core.request import Fence
 from engine.block_allocator import BlockAllocator
 from kv_transfer import book as book_module
@@ -46,7 +47,7 @@ class Desk:
 
     def lease(self, attempt: int = 1) -> Source:
         source = self.accept(attempt)
-        assert self.book.started(source, self.blocks.allocate(2, BlockState.OWNED), 20, 20)
+        assert self.book.started(source, self.blocks.allocate(2, BlockState.OWNED), 20)
         assert self.book.finished(source, TOKEN)
         return source
 
@@ -97,7 +98,7 @@ def test_an_attempt_ends_once_and_stays_ended(
     # Whatever a step that was running still reports.
     desk.book.progress(source, 0, 20)
     assert not desk.book.finished(source, TOKEN)
-    assert not desk.book.started(source, (), 20, 20)
+    assert not desk.book.started(source, (), 20)
     desk.book.end(source, Outcome.ABORTED)
     assert len(desk.ended) == num_ended
     for late in (desk.accept, lambda: reading(desk).__enter__()):
@@ -198,7 +199,7 @@ def test_renewals_keep_a_lease(desk: Desk) -> None:
 def test_a_prefill_that_queues_or_computes_does_not_expire(desk: Desk) -> None:
     source = desk.accept()
     desk.after(TTL_S * 9)
-    desk.book.started(source, desk.blocks.allocate(2, BlockState.OWNED), 20, 20)
+    desk.book.started(source, desk.blocks.allocate(2, BlockState.OWNED), 20)
     desk.after(TTL_S * 9)
     assert desk.ended == []
 
@@ -245,3 +246,21 @@ async def test_the_reaper_sleeps_until_something_expires() -> None:
     assert turns <= 4
     reaping.cancel()
     await asyncio.wait([reaping])
+
+
+def test_who_comes_when_all_is_computed_gets_the_fewest_segments(desk: Desk) -> None:
+    """There is nothing left to overlap with; who was there before gets them layer by layer."""
+    by_layer = layer_groups(SMALL.num_layers, SMALL.num_layers)
+    for attempt, is_early in ((1, True), (2, False)):
+        source = desk.accept(attempt)
+        block_ids = desk.blocks.allocate(2, BlockState.OWNED)
+        assert desk.book.started(source, block_ids, 20, by_layer)
+        if not is_early:
+            assert desk.book.finished(source, TOKEN)
+        with reading(desk, attempt) as stream:
+            if is_early:
+                assert desk.book.finished(source, TOKEN)
+            source.credit(stream.reader, 20)
+            first = stream.reader.next_segment(SMALL, source.frontier)
+            assert first is not None
+            assert len(first.range.layers) == (1 if is_early else SMALL.num_layers)

@@ -228,7 +228,7 @@ async def test_a_bad_address() -> None:
 async def test_the_source_dies_in_the_middle() -> None:
     async with instance() as prefill, instance() as decode:
         source = prefill.accept()
-        prefill.start(source, NUM_TOKENS, num_chunk_tokens=32)
+        prefill.start(source, NUM_TOKENS)
         prefill.fill(source)
         sink = decode.sink()
         async with asyncio.TaskGroup() as group:

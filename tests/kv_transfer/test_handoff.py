@@ -51,7 +51,7 @@ async def test_segments_flow_while_prefill_computes() -> None:
             fetching = group.create_task(fetched(decode, prefill, sink, 100))
             await until(lambda: prefill.book.num_fetches == 1)
             source = prefill.accept()
-            prefill.start(source, 100, num_chunk_tokens=32)
+            prefill.start(source, 100)
             kv = prefill.fill(source)
             for num_tokens in (32, 64, 96, 100):
                 for layer in range(SMALL.num_layers):

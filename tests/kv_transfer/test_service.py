@@ -229,7 +229,7 @@ async def test_a_segment_ahead_of_the_token_leads() -> None:
     clock = ManualClock()
     async with instance(clock=clock) as prefill, instance() as decode:
         source = prefill.accept()
-        prefill.start(source, 32, num_chunk_tokens=16)
+        prefill.start(source, 32)
         prefill.fill(source)
         sink = decode.sink()
         async with asyncio.TaskGroup() as group:

@@ -26,6 +26,7 @@ from kv_transfer.carriers.shm_memory import (
     slot_offset,
 )
 from rpc.pb import kv_transfer_pb2 as pb
+from tests.contract.carriers import SOURCE_ADDRESS
 from tests.kv_transfer.shm_support import (
     NOTHING,
     NUM_SLOTS,
@@ -80,7 +81,7 @@ async def test_a_process_that_never_was_is_refused(carrier: ShmCarrier) -> None:
 
 
 async def refused(carrier: ShmCarrier, announce: pb.Announce, why: str = ".") -> None:
-    inlet, before = carrier.inlet(), set(os.listdir("/proc/self/fd"))
+    inlet, before = carrier.inlet(SOURCE_ADDRESS), set(os.listdir("/proc/self/fd"))
     with pytest.raises(CarrierUnusable, match=why):
         await inlet.attach(announce)
     inlet.close()
@@ -208,7 +209,7 @@ async def test_nothing_is_taken_before_a_sink_asks(carrier: ShmCarrier) -> None:
 async def test_a_sink_maps_a_source_once_and_forgets_it_when_it_dies(carrier: ShmCarrier) -> None:
     source = ShmCarrier(num_slots=1)
     announce = announced(source)
-    inlets = [carrier.inlet(), carrier.inlet()]
+    inlets = [carrier.inlet(SOURCE_ADDRESS), carrier.inlet(SOURCE_ADDRESS)]
     for inlet in inlets:
         await inlet.attach(announce)
         assert mapped() == 2
@@ -221,10 +222,10 @@ async def test_a_sink_maps_a_source_once_and_forgets_it_when_it_dies(carrier: Sh
 
 async def test_few_sources_stay_mapped(carrier: ShmCarrier) -> None:
     sources = [ShmCarrier(num_slots=1) for _ in range(MAX_PEER_MEMORIES + 3)]
-    oldest = carrier.inlet()
+    oldest = carrier.inlet(SOURCE_ADDRESS)
     await oldest.attach(announced(sources[0]))
     for source in sources:
-        inlet = carrier.inlet()
+        inlet = carrier.inlet(SOURCE_ADDRESS)
         await inlet.attach(announced(source))
         inlet.close()
     assert mapped() == len(sources) + MAX_PEER_MEMORIES + 1, "and the one still read"

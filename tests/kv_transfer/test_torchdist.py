@@ -20,7 +20,14 @@ from kv_transfer.carriers.torchdist import (
     check_place,
 )
 from rpc.pb import kv_transfer_pb2 as pb
-from tests.contract.carriers import Pair, child, listening, open_source, patterns
+from tests.contract.carriers import (
+    SOURCE_ADDRESS,
+    Pair,
+    child,
+    listening,
+    open_source,
+    patterns,
+)
 
 HOST = "127.0.0.1"
 PATIENCE_S = 30.0
@@ -100,7 +107,7 @@ async def test_streams_one_after_the_other_use_one_group() -> None:
     with closing(carrier()) as source, closing(carrier()) as sink:
         ids = []
         for index in range(5):
-            outlet, inlet = new_outlet(source), sink.inlet()
+            outlet, inlet = new_outlet(source), sink.inlet(SOURCE_ADDRESS)
             await attach(outlet, inlet)
             ids.append(announced(outlet).pair_group.group_id.split("."))
             await carry(outlet, inlet, b"abc" * (index + 1))
@@ -138,7 +145,7 @@ async def test_a_peer_has_so_many_groups_and_no_more() -> None:
 async def test_the_group_that_was_idle_longest_makes_room() -> None:
     with closing(carrier()) as source, closing(carrier()) as sink:
         for peer in range(MAX_GROUPS + 3):
-            outlet, inlet = new_outlet(source, str(peer)), sink.inlet()
+            outlet, inlet = new_outlet(source, str(peer)), sink.inlet(SOURCE_ADDRESS)
             await attach(outlet, inlet)
             await carry(outlet, inlet, b"x")
             inlet.close()
@@ -169,14 +176,14 @@ async def test_a_payload_that_nobody_asks_for_ends_the_group_on_both_ends(pair: 
 async def test_a_payload_that_nobody_takes_is_not_the_next_streams() -> None:
     """The sink had asked for it ahead, so the source saw it go."""
     with closing(carrier()) as source, closing(carrier()) as sink:
-        outlet, inlet = new_outlet(source), sink.inlet()
+        outlet, inlet = new_outlet(source), sink.inlet(SOURCE_ADDRESS)
         await attach(outlet, inlet)
         await carry(outlet, inlet, b"first")
         await outlet.sent(pb.SegmentHeader(), await outlet.place(5))
         await moved(outlet)
         inlet.close()
         outlet.close()
-        outlet, inlet = new_outlet(source), sink.inlet()
+        outlet, inlet = new_outlet(source), sink.inlet(SOURCE_ADDRESS)
         await attach(outlet, inlet)
         assert announced(outlet).pair_group.group_id.endswith(".3")
         await carry(outlet, inlet, b"third")
@@ -188,7 +195,7 @@ async def test_a_payload_that_nobody_takes_is_not_the_next_streams() -> None:
 @pytest.mark.parametrize("next_payload", [2, 5, 999_999_999])
 async def test_ends_that_count_differently_part(next_payload: int) -> None:
     with closing(carrier()) as source, closing(carrier()) as sink:
-        outlet, inlet = new_outlet(source), sink.inlet()
+        outlet, inlet = new_outlet(source), sink.inlet(SOURCE_ADDRESS)
         await attach(outlet, inlet)
         for _ in range(1 + (next_payload == 2)):
             await carry(outlet, inlet, b"x")
@@ -197,7 +204,7 @@ async def test_ends_that_count_differently_part(next_payload: int) -> None:
         announce = announced(outlet)
         group_id, _ = announce.pair_group.group_id.split(".")
         announce.pair_group.group_id = f"{group_id}.{next_payload}"
-        inlet = sink.inlet()
+        inlet = sink.inlet(SOURCE_ADDRESS)
         with pytest.raises(CarrierUnusable, match="payloads apart"):
             await inlet.attach(announce)
         inlet.close()
@@ -212,7 +219,7 @@ async def test_a_stream_without_payloads_proves_nothing(pair: Pair) -> None:
 
 async def test_a_wait_for_a_payload_ends_in_time() -> None:
     with closing(carrier()) as source, closing(carrier(SHORT_S)) as sink:
-        outlet, inlet = new_outlet(source), sink.inlet()
+        outlet, inlet = new_outlet(source), sink.inlet(SOURCE_ADDRESS)
         await attach(outlet, inlet)
         with pytest.raises(PeerLost):
             await inlet.payload(pb.SegmentHeader(num_bytes=5), memoryview(b""))
@@ -225,7 +232,7 @@ async def test_a_wait_for_a_payload_ends_in_time() -> None:
 
 async def test_sends_that_are_not_received_end_in_time() -> None:
     with closing(carrier(SHORT_S)) as source, closing(carrier()) as sink:
-        outlet, inlet = new_outlet(source), sink.inlet()
+        outlet, inlet = new_outlet(source), sink.inlet(SOURCE_ADDRESS)
         await attach(outlet, inlet)
         with pytest.raises(PeerLost):
             await send_in_vain(outlet)
@@ -294,7 +301,7 @@ ANNOUNCED = [
 )
 async def test_what_cannot_be_attached(group_id: str, address: str) -> None:
     with closing(carrier()) as sink:
-        inlet = sink.inlet()
+        inlet = sink.inlet(SOURCE_ADDRESS)
         announce = pb.Announce(pair_group=pb.PairGroup(group_id=group_id, store_address=address))
         with pytest.raises(CarrierUnusable):
             await inlet.attach(announce)
@@ -304,7 +311,7 @@ async def test_what_cannot_be_attached(group_id: str, address: str) -> None:
 
 async def test_a_listener_that_says_nothing_is_left_in_time() -> None:
     with closing(carrier(SHORT_S)) as sink, socket.create_server((HOST, 0)) as mute:
-        inlet = sink.inlet()
+        inlet = sink.inlet(SOURCE_ADDRESS)
         announce = pb.Announce()
         announce.pair_group.group_id = "a" * 32 + ".1"
         announce.pair_group.store_address = f"{HOST}:{mute.getsockname()[1]}"

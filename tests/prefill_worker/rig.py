@@ -13,8 +13,10 @@ from core.load import Load
 from engine.batch import BatchEntry
 from engine.block_allocator import BlockAllocator
 from kv_transfer.book import SourceBook
+from kv_transfer.moving import MovingCosts
 from prefill_worker.costs import MeasuredCosts
 from prefill_worker.job import PrefillJob, Sampled
+from prefill_worker.overlap import Overlap
 from prefill_worker.phase import PrefillParts, PrefillPhase
 from tests.deploy.instances import work
 from tests.worker_host.fake_engine import (
@@ -74,8 +76,10 @@ class Rig:
                 ),
                 max_queued=64,
                 ageing_s=10.0,
-                handoff=handoff,
                 costs=self.costs,
+                overlap=Overlap(
+                    layout=layout, handoff=handoff, costs=self.costs, moving=MovingCosts()
+                ),
             )
         )
 

@@ -78,7 +78,7 @@ class Rig:
         assert sink.is_whole
         assert sink.commit()
         token = FetchedToken(token_id=0, position=0, finish_reason=None)
-        return FetchResult(token=token, timing=HandoffTiming())
+        return FetchResult(token=token, timing=HandoffTiming(), is_exact=True)
 
     async def fetch(
         self, name: str = "a/0", num_tokens: int = 40, request: WorkRequest | None = None

@@ -39,11 +39,12 @@ class Node:
         world, cache = self.world, PrefixCache()
         self.allocator = world.parts.allocator(self.num_blocks, world.changed, cache)
         self.blocks = InstanceBlocks(self.allocator, cache, HASHER)
+        group_bytes, max_segment_bytes = world.ticks(8, 64), world.ticks(8, 80)
+        self.group_bytes = min(group_bytes, max_segment_bytes)
         config = HandoffConfig(
             lease_ttl_s=LEASE * TICK_S,
             unknown_handoff_wait_s=AWAIT * TICK_S,
-            target_segment_bytes=world.ticks(8, 64),
-            max_segment_bytes=world.ticks(8, 80),
+            max_segment_bytes=max_segment_bytes,
         )
         self.book = SourceBook(layout=LAYOUT, blocks=self.blocks, clock=world.clock, config=config)
         self.sending = Sending(self)

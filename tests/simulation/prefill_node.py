@@ -7,7 +7,7 @@ from core.blocks import BlockState
 from core.errors import BatonError, Saturated
 from core.handoff import SourceState
 from core.ids import HandoffId
-from core.kv_layout import KvRange
+from core.kv_layout import KvRange, layer_groups
 from core.request import Fence
 from engine.block_allocator import Pin
 from kv_transfer.source import FirstToken, Outcome, Source
@@ -125,7 +125,10 @@ class PrefillNode(Node):
         self.world.seen["tokens shared at prefill"] += num_hit_tokens
         self.sending.num_hit_tokens[job.spec.handoff_id, job.fence] = num_hit_tokens
         block_ids = shared + blocks.allocate(num_fresh, BlockState.OWNED)
-        self.book.started(source, block_ids, num_tokens, CHUNK_TOKENS)
+        chunk_bytes = min(num_tokens, CHUNK_TOKENS) * LAYOUT.bytes_per_token
+        num_groups = 1 if self.group_bytes > chunk_bytes // 2 else LAYOUT.num_layers
+        groups = layer_groups(LAYOUT.num_layers, num_groups)
+        self.book.started(source, block_ids, num_tokens, groups)
         for layer in range(LAYOUT.num_layers if shared else 0):
             self.book.progress(source, layer, num_hit_tokens)
         stop = min(num_hit_tokens + CHUNK_TOKENS, num_tokens)
