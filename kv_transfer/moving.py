@@ -18,8 +18,8 @@ MAX_SURPRISE = 8.0
 slow link. A link that got slower is believed within a few segments."""
 MIN_SEGMENT_S = 0.0002
 """Whatever was measured: the quickest of 390 segments of 24 KB took 0.22 ms through shared memory.
-Segments of nearly one size often make a line through 0 or below, and what costs nothing would be cut
-as finely as can be."""
+Segments of nearly one size often make a line through 0 or below, and what costs nothing would be
+cut as finely as can be."""
 MIN_S_PER_BYTE = 1e-12
 """A terabyte a second: keeps the rate finite."""
 
