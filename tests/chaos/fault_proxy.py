@@ -155,6 +155,8 @@ class FaultProxy:
         self._group = group
         self._sleep = sleep
         self._connections: set[asyncio.Task[None]] = set()
+        self._unread: set[socket.socket] = set()
+        """Clients whose connection has not had its first turn."""
 
     @property
     def num_connections(self) -> int:
@@ -166,15 +168,39 @@ class FaultProxy:
         for connection in self._connections:
             connection.cancel()
 
-    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A client has come."""
-        connection = self._group.create_task(self._carry(reader, writer))
-        self._connections.add(connection)
-        connection.add_done_callback(self._connections.discard)
-        # A task that is cancelled before its first step closes nothing.
-        connection.add_done_callback(lambda _: writer.transport.abort())
+    def listen(self) -> Callable[[], None]:
+        """Take clients from now on; what ends that, and every connection with a reset."""
+        listening = socket.create_server(("127.0.0.1", 0))
+        listening.setblocking(False)
+        self.address = "{}:{}".format(*listening.getsockname())
+        loop = asyncio.get_running_loop()
+        # Not asyncio.start_server: closed while a client comes in, 3.11 forgets that client open.
+        loop.add_reader(listening, self._accept, listening)
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def end() -> None:
+            loop.remove_reader(listening)
+            listening.close()
+            self.reset()
+
+        return end
+
+    def _accept(self, listening: socket.socket) -> None:
+        with suppress(BlockingIOError, ConnectionError):  # gone again before its turn
+            client, _ = listening.accept()
+            self._unread.add(client)
+            connection = self._group.create_task(self._carry(client))
+            self._connections.add(connection)
+            connection.add_done_callback(partial(self._forget, client))
+
+    def _forget(self, client: socket.socket, connection: asyncio.Task[None]) -> None:
+        self._connections.discard(connection)
+        if client in self._unread:  # cancelled before its first step, it has closed nothing
+            self._unread.discard(client)
+            client.close()
+
+    async def _carry(self, client: socket.socket) -> None:
+        self._unread.discard(client)
+        reader, writer = await asyncio.open_connection(sock=client, limit=CHUNK_BYTES)
         writers = [writer]
         how = Stop.RESET
         try:
@@ -229,13 +255,8 @@ async def fault_proxy(target: str, sleep: Sleep = asyncio.sleep) -> AsyncIterato
     """A proxy for the server at `target` (host:port), on a port of its own; ends with a reset."""
     async with asyncio.TaskGroup() as group:
         proxy = FaultProxy(target, group, sleep)
-        server = await asyncio.start_server(
-            partial(FaultProxy.accept, proxy), "127.0.0.1", 0, limit=CHUNK_BYTES
-        )
-        host, port = server.sockets[0].getsockname()
-        proxy.address = f"{host}:{port}"
+        end = proxy.listen()
         try:
             yield proxy
         finally:
-            server.close()
-            proxy.reset()
+            end()

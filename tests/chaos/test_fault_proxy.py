@@ -4,7 +4,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from hypothesis import given, settings
@@ -179,6 +179,20 @@ async def test_nobody_listens() -> None:
         with pytest.raises(ConnectionResetError):
             await end.hear_all()
         end.writer.transport.abort()
+
+
+@pytest.mark.parametrize("num_turns", range(6))
+async def test_a_client_that_comes_as_it_ends(num_turns: int) -> None:
+    """Whichever turn of the loop its accept has reached: broken off, and no task left behind."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        async with fault_proxy(f"{host}:{port}") as proxy:
+            front, _, behind = proxy.address.rpartition(":")
+            client = socket.create_connection((front, int(behind)), WAIT_S)
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+        with client, suppress(ConnectionError):
+            assert await asyncio.to_thread(client.recv, 1) == b""
 
 
 async def test_a_blackhole_swallows_nothing_and_says_nothing() -> None:
