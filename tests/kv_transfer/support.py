@@ -26,6 +26,7 @@ from core.work import KvLostReason, Peer
 from engine.block_allocator import BlockAllocator
 from kv_transfer.book import SourceBook
 from kv_transfer.carriers.choose import Carriers
+from kv_transfer.carriers.contract import Carrier
 from kv_transfer.errors import KvLost
 from kv_transfer.fetch import Fetcher, FetchResult
 from kv_transfer.kv_host import KvHost
@@ -219,8 +220,9 @@ async def instance(
     config: HandoffConfig = QUICK,
     clock: Clock | None = None,
     tamper: Tamper | None = None,
+    carriers: Sequence[Carrier] = (),
 ) -> AsyncIterator[Instance]:
-    """A running instance; at the end nothing may be left of it."""
+    """A running instance; at the end nothing may be left of it but its carriers, the caller's."""
     clock = clock or MonotonicClock()
     store, blocks = NumpyStore(layout), BlockAllocator(NUM_BLOCKS, layout.block_size)
     book = SourceBook(layout=layout, blocks=blocks, clock=clock, config=config)
@@ -231,7 +233,7 @@ async def instance(
         layout=layout,
         store=store,
         copies=copies,
-        carriers=Carriers((), config.carrier),
+        carriers=Carriers(carriers, config.carrier),
         clock=clock,
         config=config,
         failpoints=Failpoints.parse(config.failpoints),
