@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from core.errors import (
@@ -54,6 +54,7 @@ class DecodeDesk:
             parts.blocks,
             FairQueue(ageing_s=parts.worker.ageing_s, served=self._served),
             self.phase,
+            sinks=self._sinks,
             clock=parts.clock,
             work=parts.work,
         )
@@ -95,8 +96,8 @@ class DecodeDesk:
 
     @property
     def has_reserved(self) -> bool:
-        """Some of them have room, if only what they share with the prefix cache."""
-        return any(job.answer is None and job.sink.block_ids for job in self._jobs.values())
+        """Some of them have room, if only what they share with the prefix cache, and a prefill."""
+        return any(sink.block_ids and not sink.keeps_room for sink in self._sinks())
 
     # --- what routers ask -------------------------------------------------------------------
 
@@ -217,6 +218,10 @@ class DecodeDesk:
                 self.failed(job, SlowReader(f"over {limit} tokens unread by {job.router_id}"))
 
     # --- inside -----------------------------------------------------------------------------
+
+    def _sinks(self) -> Iterator[Sink]:
+        """Of handoffs that have not committed."""
+        return (job.sink for job in self._jobs.values() if job.answer is None)
 
     async def _reserve(self, sink: Sink, job: DecodeJob) -> None:
         """Room for its prompt, of which nothing needs to be sent that is cached here."""

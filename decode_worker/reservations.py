@@ -1,11 +1,13 @@
 """Room for handoffs coming in: by turn, after the growth and the return of running answers.
 
-What the prefix cache holds of a prompt is shared when its turn comes, in the same moment as the
-rest is allocated: whoever waits holds nothing that another waits for.
+Whoever waits holds nothing that another waits for. What the prefix cache holds of a prompt is
+shared when its turn comes, in the same moment as the rest is allocated. What a retargeted handoff
+has from its earlier attempt it keeps only until somebody here waits for room: its new prefill may
+wait for blocks that are leased to just that one.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,31 +58,31 @@ class Reservations:
         waiting: FairQueue[Waiter],
         running: Running,
         *,
+        sinks: Callable[[], Iterable[Sink]],
         clock: Clock,
         work: asyncio.Event,
     ) -> None:
-        """`waiting` is empty, and from now on ours; `work` wakes whoever schedules."""
+        """`waiting` is empty, and from now on ours; `sinks` are all that have not committed; `work`
+        wakes whoever schedules."""
         self._blocks = blocks
         self._waiting = waiting
         self._running = running
+        self._sinks = sinks
         self._clock = clock
         self._work = work
-        # Sinks with a part of what they need: they keep it while they wait, and others may wait
-        # for just that. So they have no turn.
-        self._holding: dict[Waiter, None] = {}
         self._is_planned = False
         blocks.on_freed(self._grant_soon)
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._holding)
+        return len(self._waiting)
 
     async def reserve(self, sink: Sink, claim: Claim, chain: Sequence[BlockHash] = ()) -> None:
         """Wait for room for the whole prompt, whose full blocks `chain` names. The caller bounds it
         by the request's deadline."""
         waiter = Waiter(sink, chain, asyncio.Event())
-        if sink.block_ids:
-            self._holding[waiter] = None
-        else:
+        if sink.block_ids and (self._running.has_swapped or not self._give(waiter)):
+            sink.yield_room()
+        if not waiter.granted.is_set():
             self._waiting.add(waiter, claim)
         try:
             self._grant_if_due()
@@ -89,19 +91,26 @@ class Reservations:
                 self._work.set()
             await waiter.granted.wait()
         finally:
-            self._remove(waiter)
+            self._waiting.remove(waiter)
             # Whoever stood behind this one may be next.
             self._grant_soon()
 
     def grant(self) -> None:
         """Give what there is to whom it is due."""
-        for waiter in list(self._holding):
-            self._give(waiter)
+        if self._running.has_swapped:
+            self._reclaim()
         if self._running.is_short:
             return
         for waiter in self._waiting.in_turn(self._clock.now_s()):
             if waiter.sink.can_reserve and not self._give(waiter):
+                self._reclaim()
                 return
+
+    def _reclaim(self) -> None:
+        """Take back what no prefill fills yet; what becomes free is granted next."""
+        for sink in self._sinks():
+            if sink.keeps_room:
+                sink.yield_room()
 
     def _grant_soon(self) -> None:
         """Blocks are freed in the middle of other work: that has to end first."""
@@ -127,7 +136,7 @@ class Reservations:
         num_fresh = num_missing - hits.num_blocks
         if num_missing and num_fresh + self._floor > hits.num_free_after:
             return False
-        self._remove(waiter)
+        self._waiting.remove(waiter)
         # First, so that the allocation does not evict them.
         shared = self._blocks.share(chain)
         sink.reserve(self._blocks.allocate(num_fresh, BlockState.INCOMING), shared)
@@ -138,10 +147,6 @@ class Reservations:
     def _floor(self) -> int:
         """One block per running answer stays free: running growth comes first."""
         return min(self._running.num_growing, MAX_GROWTH_RESERVE)
-
-    def _remove(self, waiter: Waiter) -> None:
-        self._waiting.remove(waiter)
-        self._holding.pop(waiter, None)
 
 
 def _of_use(waiter: Waiter) -> Sequence[BlockHash]:

@@ -108,7 +108,7 @@ def _main_of(kind: str, spec_json: str) -> Main:
 
         router = RouterSpec.from_json(spec_json)
         return lambda stop, ready: run_router(router, stop=stop, ready=ready)
-    from deploy.instance import InstanceSpec, run_instance
+    from deploy.instance import InstanceSpec, run_in_own_process
 
     instance = InstanceSpec.from_json(spec_json)
-    return lambda stop, ready: run_instance(instance, stop=stop, ready=ready)
+    return lambda stop, ready: run_in_own_process(instance, stop=stop, ready=ready)

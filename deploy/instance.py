@@ -30,6 +30,7 @@ from core.work import PROTOCOL_VERSION, Peer
 from deploy.assembly import SERVICE_NAMES, Compute, Parts, assemble
 from deploy.fingerprint import config_digest, fingerprint
 from engine.ranks.errors import RankLost
+from kv_transfer.memory import keep_freed_memory
 from registry.api import Registry, SharedKeyDamaged, key_from_text
 from registry.connect import connect
 from registry.heartbeat import keep_announced
@@ -314,10 +315,18 @@ async def _serve(
         await serve(server, loops, life)
 
 
+async def run_in_own_process(
+    spec: InstanceSpec, *, stop: asyncio.Event, ready: Callable[[str], None]
+) -> None:
+    """`run_instance`, in a process that does nothing else."""
+    keep_freed_memory()
+    await run_instance(spec, stop=stop, ready=ready)
+
+
 def main() -> None:
     """Serve; an error of ours is one line on standard error and exit status 1."""
     try:
-        run_process("python -m deploy.instance", InstanceSpec.from_json, run_instance)
+        run_process("python -m deploy.instance", InstanceSpec.from_json, run_in_own_process)
     except BatonError as error:
         sys.exit(str(error))
 

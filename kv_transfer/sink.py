@@ -200,6 +200,19 @@ class Sink:
             return False
         return self._advance(SinkEvent.EXPIRE) and self._give_back()
 
+    @property
+    def keeps_room(self) -> bool:
+        """It has blocks of an earlier attempt, and no prefill that has started to fill them."""
+        return bool(self.block_ids) and self.state in (SinkState.WAITING, SinkState.LOST)
+
+    def yield_room(self) -> None:
+        """Give the reservation back before anything of this attempt was received; blocks return as
+        soon as their last writer has. It reserves anew, in its turn."""
+        if not self.keeps_room and self.state is not SinkState.RESERVING:
+            raise ValueError(f"{self.handoff_id}: {self.state} is no time to give up room")
+        self._release_reserved()
+        self._cover_cached()
+
     def _give_back(self) -> bool:
         if self.num_commits:
             self.blocks.release(self.hand_over(), BlockState.OWNED)

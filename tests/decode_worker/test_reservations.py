@@ -39,10 +39,12 @@ class Rig:
         self.running = Running(num_running)
         self.served = ServedTokens()
         self.work = asyncio.Event()
+        self.kept: list[Sink] = []
         self.reservations = Reservations(
             self.blocks,
             FairQueue(ageing_s=10.0, served=self.served),
             self.running,
+            sinks=lambda: self.kept,
             clock=ManualClock(),
             work=self.work,
         )
@@ -184,16 +186,75 @@ async def test_nothing_is_granted_while_answers_wait_to_go_on() -> None:
         assert granted(sink) == [6], "nobody runs whose end would make room for them"
 
 
-async def test_who_holds_a_part_of_its_room_overtakes() -> None:
+# --- what a retargeted handoff has already ----------------------------------------------------
+
+
+def retargeted(rig: Rig, num_blocks: int, name: str = "kept") -> Sink:
+    """Not announced again; it has its room from before, as long as nobody needs it."""
+    sink = rig.sink(num_blocks, name)
+    sink.reserve(rig.blocks.allocate(num_blocks, BlockState.INCOMING))
+    sink.retarget(Fence(0, 2))
+    rig.kept.append(sink)
+    return sink
+
+
+async def test_it_keeps_its_room_while_nobody_waits() -> None:
     rig = Rig()
-    holder, other = rig.sink(2), rig.sink(9)
-    async with rig.waiting(holder):
-        holder.retarget(Fence(0, 2))
-        holder.announce(12)
+    kept, other = retargeted(rig, 6), rig.sink(4)
+    async with rig.waiting(other):
+        assert granted(kept, other) == [6, 4]
+
+
+async def test_it_yields_its_room_to_who_waits() -> None:
+    """Its new prefill may wait for the blocks that are leased to just that one."""
+    rig = Rig()
+    kept, other = retargeted(rig, 6), rig.sink(5)
+    async with rig.waiting(other):
+        assert granted(kept, other) == [0, 5]
+        kept.announce(6 * 4)
+        async with rig.waiting(kept):
+            assert granted(kept) == [0]
+            other.stop()
+            await settle()
+            assert granted(kept, other) == [6, 0]
+
+
+async def test_it_yields_its_room_to_answers_that_wait() -> None:
+    rig = Rig()
+    kept = retargeted(rig, 6)
     rig.running.has_swapped = rig.running.is_short = True
-    async with rig.waiting(other, holder):
-        rig.reservations.grant()
-        assert granted(other, holder) == [0, 3]
+    rig.reservations.grant()
+    assert granted(kept) == [0]
+    rig.blocks.allocator.check()
+
+
+@pytest.mark.parametrize("state", ["lost", "receiving"])
+async def test_only_what_no_prefill_fills_is_taken_back(state: str) -> None:
+    rig = Rig()
+    kept = retargeted(rig, 6)
+    kept.announce(6 * 4)
+    kept.reserve(())
+    if state == "lost":
+        kept.lose(Fence(0, 2), 0.0)
+    async with rig.waiting(rig.sink(5)) as (waiting,):
+        assert granted(kept) == [6 if state == "receiving" else 0]
+        assert waiting.done() is (state == "lost")
+    kept.stop()
+    rig.blocks.allocator.check()
+
+
+@pytest.mark.parametrize(("num_held", "num_left"), [(0, 3), (1, 0)])
+async def test_who_needs_more_than_it_kept_waits_without(num_held: int, num_left: int) -> None:
+    """At once where there is room, else in its turn and holding nothing."""
+    rig = Rig()
+    kept = retargeted(rig, 2)
+    held = rig.blocks.allocate(7 + num_held, BlockState.OWNED)
+    kept.announce(3 * 4)
+    async with rig.waiting(kept):
+        assert granted(kept) == [num_left]
+        rig.blocks.release(held[:1], BlockState.OWNED)
+        await settle()
+        assert granted(kept) == [3]
 
 
 # --- what is cached of a prompt ---------------------------------------------------------------

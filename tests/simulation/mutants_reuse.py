@@ -122,7 +122,7 @@ class AllocatesFirst(Reservations):
         num_fresh = sink.num_missing_blocks - hits.num_blocks
         if num_fresh + self._floor > hits.num_free_after:
             return False
-        self._remove(waiter)
+        self._waiting.remove(waiter)
         fresh = self._blocks.allocate(num_fresh, BlockState.INCOMING)
         sink.reserve(fresh, share(waiter.chain))
         waiter.granted.set()

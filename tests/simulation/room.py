@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from core.blocks import BlockState
 from core.handoff import SinkState
+from kv_transfer.sink import Sink
 from policy.fairness import Claim, FairQueue, ServedTokens
 from tests.simulation.content import TENANT
 from tests.simulation.loop import Waiting
@@ -25,6 +26,7 @@ class Room:
             node.blocks,
             FairQueue(ageing_s=AGEING_S, served=ServedTokens()),
             node,
+            sinks=self._sinks,
             clock=node.world.clock,
             work=asyncio.Event(),
         )
@@ -46,6 +48,9 @@ class Room:
     def grant(self) -> None:
         """Answers have grown or ended."""
         self._reservations.grant()
+
+    def _sinks(self) -> list[Sink]:
+        return [job.sink for job in self._node.jobs.values()]
 
     def _wait(self, job: "Job") -> None:
         assert job.spec is not None
@@ -79,7 +84,14 @@ class PartRoom(Room):
             if sink.state is SinkState.RESERVING or sink.num_missing_blocks:
                 self._reserve(job)
             if sink.num_missing_blocks:
+                self._reclaim()
                 return
+
+    def _reclaim(self) -> None:
+        """As Reservations do."""
+        for sink in self._sinks():
+            if sink.keeps_room:
+                sink.yield_room()
 
     def _reserve(self, job: "Job") -> None:
         sink, blocks = job.sink, self._node.blocks
