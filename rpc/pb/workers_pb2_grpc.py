@@ -147,7 +147,8 @@ class DecodeWorkerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Retarget(self, request, context):
-        """Moves an uncommitted handoff to another prefill instance, its reservation kept.
+        """Moves an uncommitted handoff to another prefill instance, its reservation kept until somebody
+        else waits for room.
         FAILED_PRECONDITION when it has committed, ABORTED when the fence is stale.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

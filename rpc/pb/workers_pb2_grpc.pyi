@@ -75,7 +75,8 @@ class DecodeWorkerStub:
     the router's Subscribe stream. Idempotent by (handoff, fence).
     """
     Retarget: _grpc.UnaryUnaryMultiCallable[_workers_pb2.RetargetRequest, _workers_pb2.RetargetReply]
-    """Moves an uncommitted handoff to another prefill instance, its reservation kept.
+    """Moves an uncommitted handoff to another prefill instance, its reservation kept until somebody
+    else waits for room.
     FAILED_PRECONDITION when it has committed, ABORTED when the fence is stale.
     """
     Stop: _grpc.UnaryUnaryMultiCallable[_workers_pb2.StopRequest, _workers_pb2.StopReply]
@@ -97,7 +98,8 @@ class DecodeWorkerAsyncStub(DecodeWorkerStub):
     the router's Subscribe stream. Idempotent by (handoff, fence).
     """
     Retarget: _aio.UnaryUnaryMultiCallable[_workers_pb2.RetargetRequest, _workers_pb2.RetargetReply]  # type: ignore[assignment]
-    """Moves an uncommitted handoff to another prefill instance, its reservation kept.
+    """Moves an uncommitted handoff to another prefill instance, its reservation kept until somebody
+    else waits for room.
     FAILED_PRECONDITION when it has committed, ABORTED when the fence is stale.
     """
     Stop: _aio.UnaryUnaryMultiCallable[_workers_pb2.StopRequest, _workers_pb2.StopReply]  # type: ignore[assignment]
@@ -128,7 +130,8 @@ class DecodeWorkerServicer(metaclass=_abc_1.ABCMeta):
         request: _workers_pb2.RetargetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workers_pb2.RetargetReply, _abc.Awaitable[_workers_pb2.RetargetReply]]:
-        """Moves an uncommitted handoff to another prefill instance, its reservation kept.
+        """Moves an uncommitted handoff to another prefill instance, its reservation kept until somebody
+        else waits for room.
         FAILED_PRECONDITION when it has committed, ABORTED when the fence is stale.
         """
 
