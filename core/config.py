@@ -142,6 +142,17 @@ class HandoffConfig:
             yield f"max_segment_bytes must be at most 4 MiB, got {self.max_segment_bytes}"
 
 
+POLICIES = (
+    "slo",
+    "jsq",
+    "shortest_queue",
+    "prefix_aware",
+    "power_of_two",
+    "round_robin",
+    "random",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterConfig:
     """Admission, patience and recovery of a router."""
@@ -162,17 +173,32 @@ class RouterConfig:
     """How long a reader may read nothing while its buffer is full."""
     silence_s: float = 3.0
     """No frame from an instance for this long: it is lost (beats come every second)."""
-    policy: str = "least_loaded"
-    """Placement policy: least_loaded, round_robin or random."""
+    policy: str = "slo"
+    """Placement policy; docs/policies.md says when each wins."""
+    slo_ttft_s: float = 0.0
+    """Target for the time to the first token: a request that is predicted to miss it is refused at
+    the door; 0: no target."""
+    slo_tpot_s: float = 0.0
+    """Target for the time per token after it: no more answers run at once than it allows, the rest
+    wait for admission; 0: no target."""
+    help_above_s: float = 1.0
+    """A request would wait so long in the best place of its pool: an instance of the other pool
+    helps, until a quarter of it."""
+    max_local_prefill_tokens: int = 0
+    """A decode instance may read a prompt itself, where that is predicted to be cheaper, when it
+    does not cache at most so many of its tokens; 0: never."""
 
     def problems(self) -> Iterator[str]:
         """What is wrong, if anything."""
         yield from _at_least(
             self, 1, "max_running", "max_queued", "max_attempts", "max_client_buffer_bytes"
         )
-        yield from _above_zero(self, "ageing_s", "default_timeout_s", "client_stall_s", "silence_s")
-        if self.policy not in ("least_loaded", "round_robin", "random"):
-            yield f"policy must be least_loaded, round_robin or random, got {self.policy!r}"
+        yield from _above_zero(
+            self, "ageing_s", "default_timeout_s", "client_stall_s", "silence_s", "help_above_s"
+        )
+        yield from _at_least(self, 0, "max_local_prefill_tokens", "slo_ttft_s", "slo_tpot_s")
+        if self.policy not in POLICIES:
+            yield f"policy must be of {', '.join(POLICIES)}, got {self.policy!r}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

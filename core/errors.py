@@ -64,6 +64,20 @@ class Saturated(BatonError):
         self.retry_after_s = retry_after_s
 
 
+class QuotaExceeded(Saturated):
+    """The tenant has used up what it may take for now; nothing was started."""
+
+
+class RetriesSpent(Saturated):
+    """So many requests had to be placed anew that this one got no turn before its deadline."""
+
+
+class Quarantined(BatonError):
+    """Instances died each time they served this request, so nobody serves it any more."""
+
+    status = "ABORTED"
+
+
 class NoInstance(BatonError):
     """No usable instance of the pool is alive."""
 

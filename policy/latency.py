@@ -6,7 +6,7 @@ them and use only what numba compiles; a model is a few arrays.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from core.profile import Condition, DecodeFit, Point, PrefillFit, StepShape
 
 Floats = NDArray[np.float64]
-Numbers: TypeAlias = float | Floats
+Numbers: TypeAlias = float | NDArray[np.floating[Any]] | NDArray[np.int64]
 """One value or a column of them."""
 
 
@@ -72,7 +72,8 @@ def decode_s(model: LatencyModel, batch: Numbers, num_context_tokens: Numbers) -
     the last slope goes on.
     """
     of_batch = table_s(model.batches, model.batch_s, batch)
-    return of_batch + table_s(model.contexts, model.context_s, num_context_tokens)
+    total: Numbers = of_batch + table_s(model.contexts, model.context_s, num_context_tokens)
+    return total
 
 
 def step_s(
@@ -118,9 +119,10 @@ def table_s(knots: Floats, seconds: Floats, at: Numbers) -> Numbers:
     if len(knots) == 1:
         only: Numbers = seconds[0] + 0.0 * at
         return only
-    left = np.minimum(np.maximum(np.searchsorted(knots, at, side="right") - 1, 0), len(knots) - 2)
-    slope = (seconds[left + 1] - seconds[left]) / (knots[left + 1] - knots[left])
-    value: Numbers = seconds[left] + slope * (np.maximum(at, knots[0]) - knots[left])
+    slopes = np.diff(seconds) / np.diff(knots)
+    # Among the inner knots: the first and the last slope go on.
+    left = np.searchsorted(knots[1:-1], at, side="right")
+    value: Numbers = seconds[left] + slopes[left] * (np.maximum(at, knots[0]) - knots[left])
     return value
 
 

@@ -1,71 +1,82 @@
 """Which instance serves a phase: filter → score → pick, over columns, without IO or state."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from core.config import POLICIES
 from core.errors import NoInstance, Saturated
 from core.limits import DEFAULT_MAX_QUEUED
-from core.member import Role
+from policy.latency import LatencyModel
+from policy.mixed_pool import takes
+from policy.outliers import rows_without
+from policy.scorers import SLO, decode_scores, pick, prefill_scores
+from policy.table import (
+    DECODE_ROLE,
+    ROUTER_ROLE,
+    Ask,
+    Bools,
+    Floats,
+    Ints,
+    Links,
+    Phase,
+    Table,
+    Weights,
+)
 
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-POLICIES = ("least_loaded", "round_robin", "random")
-
-
-class Phase(IntEnum):
-    """What an instance is wanted for."""
-
-    PREFILL = 0
-    DECODE = 1
-
-
-ROLE_CODES: Mapping[Role, int] = {Role.PREFILL: 0, Role.DECODE: 1, Role.MIXED: 2, Role.ROUTER: 3}
-_OWN_ROLES: Mapping[Phase, tuple[int, ...]] = {Phase.PREFILL: (0, 2), Phase.DECODE: (1, 2)}
+MAX_DRAW = 2**31
+_64_BITS = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A snapshot of the instances: one entry of every column each."""
+class Criteria:
+    """By what is judged."""
 
-    role: Ints
-    """See ROLE_CODES."""
-    fingerprint: Ints
-    """Equal numbers for equal fingerprints."""
-    alive: Bools
-    draining: Bools
-    num_prefilling: Ints
-    num_pending_prompt_tokens: Ints
-    num_incoming: Ints
-    num_decoding: Ints
-    num_free_blocks: Ints
-    num_blocks: Ints
-    block_size: Ints
+    policy: str
+    """One of POLICIES."""
+    model: LatencyModel
+    links: Links
+    weights: Weights = field(default_factory=Weights)
+    max_local_prefill_tokens: int = 0
+    """`slo` lets a decode instance read a prompt that it caches but for so many tokens, where that
+    is predicted to be cheaper."""
 
     @property
-    def num_instances(self) -> int:
-        """Rows."""
-        return len(self.role)
+    def code(self) -> int:
+        """The policy's number."""
+        return POLICIES.index(self.policy)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class Need(NamedTuple):
     """What is to be placed."""
 
     phase: Phase
     num_tokens: int
     """Of context at most: it must fit into one instance."""
+    num_input_tokens: int = 1
+    """To prefill."""
+    hit_tokens: Ints | None = None
+    """Of each row; None: nothing is known."""
+    model: int | None = None
+    """None: any."""
     fingerprint: int | None = None
     """None before anything of the request was placed."""
-    avoid: frozenset[int] = field(default_factory=frozenset)
+    source: int | None = None
+    """The row that has, or will have, its KV."""
+    avoid: frozenset[int] = frozenset()
     """Rows that failed this request."""
+    ejected: frozenset[int] = frozenset()
+    """Rows that failed others of late: passed over where somebody else is left."""
     prefer: int | None = None
-    """The row that has, or will soon have, the prompt's KV for another choice of the request."""
+    """The row that has, or will soon have, the prompt's KV for another choice of the request; for
+    decode its source: a handoff to itself moves nothing."""
+
+    def ask(self, num_rows: int) -> Ask:
+        """As the scorers want it."""
+        hits = np.zeros(num_rows, np.int64) if self.hit_tokens is None else self.hit_tokens
+        source = -1 if self.source is None else self.source
+        return Ask(self.num_input_tokens, self.num_tokens, hits, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,13 @@ class PickState:
         """After one pick."""
         return PickState(self.seed, self.num_picks + 1)
 
+    def draw(self) -> int:
+        """This pick's random number, below MAX_DRAW: splitmix64 (Steele et al., OOPSLA '14)."""
+        z = (self.seed + (self.num_picks + 1) * 0x9E3779B97F4A7C15) & _64_BITS
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _64_BITS
+        return (z ^ (z >> 31)) % MAX_DRAW
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
@@ -91,7 +109,7 @@ class Decision:
     """For the log: how many were left after each filter, and the winner's score."""
 
 
-def place(table: Table, need: Need, policy: str, state: PickState) -> Decision:
+def place(table: Table, need: Need, criteria: Criteria, state: PickState) -> Decision:
     """Pick an instance.
 
     Raises:
@@ -99,35 +117,39 @@ def place(table: Table, need: Need, policy: str, state: PickState) -> Decision:
         Saturated: some are, but each has its queue full or is too small.
     """
     able = able_rows(table, need)
-    reasons = [f"{able.sum()} of {table.num_instances} able"]
-    if not able.any():
+    num_able = int(np.count_nonzero(able))
+    if not num_able:
         raise NoInstance(f"{need.phase.name.lower()}: {_why_none(table, need)}")
     roomy = able & roomy_rows(table, need)
     if not roomy.any():
         raise Saturated(
-            f"{need.phase.name.lower()}: {able.sum()} instances, all with"
+            f"{need.phase.name.lower()}: {num_able} instances, all with"
             f" {DEFAULT_MAX_QUEUED} requests waiting or too small for {need.num_tokens} tokens"
         )
-    own = roomy & np.isin(table.role, _OWN_ROLES[need.phase])
+    own = roomy & serving_rows(table, need, criteria)
     # Every instance can do both phases; another role serves rather than nobody.
-    chosen = own if own.any() else roomy
-    reasons.append(f"{chosen.sum()} {'of the role' if own.any() else 'of another role'}")
-    scores = np.where(chosen, score(table, need.phase), np.inf)
-    row, why = _pick(scores, chosen, policy, state), policy
+    chosen = rows_without(own if own.any() else roomy, need.ejected)
+    whose = "of the role" if own.any() else "of another role"
+    reasons = (f"{num_able} able", f"{np.count_nonzero(chosen)} {whose}")
     if need.prefer is not None and chosen[need.prefer]:
         # While its queue has room: waiting there costs less than computing the prompt twice.
-        row, why = need.prefer, "preferred"
-    reasons.append(f"{why}: score {scores[row]:g}")
-    return Decision(row=row, state=state.next(), reasons=tuple(reasons))
+        return Decision(row=need.prefer, state=state.next(), reasons=(*reasons, "preferred"))
+    scores = np.where(chosen, score(table, need, criteria), np.inf)
+    row = pick(scores, criteria.code, state.num_picks, state.draw())
+    why = f"{criteria.policy}: score {scores[row]:g}"
+    return Decision(row=row, state=state.next(), reasons=(*reasons, why))
 
 
 def able_rows(table: Table, need: Need) -> Bools:
     """Alive, takes work, compatible, not avoided."""
-    able: Bools = table.alive & ~table.draining & (table.role != ROLE_CODES[Role.ROUTER])
+    able: Bools = table.alive & ~table.draining & (table.role != ROUTER_ROLE)
+    if need.model is not None:
+        able &= table.model == need.model
     if need.fingerprint is not None:
-        able = able & (table.fingerprint == need.fingerprint)
-    if need.avoid:
-        able = able & ~np.isin(np.arange(table.num_instances), list(need.avoid))
+        able &= table.fingerprint == need.fingerprint
+    for row in need.avoid:
+        if row < len(able):
+            able[row] = False
     return able
 
 
@@ -139,37 +161,36 @@ def roomy_rows(table: Table, need: Need) -> Bools:
     return roomy
 
 
-def score(table: Table, phase: Phase) -> Floats:
-    """Load as the phase feels it; the least is best.
-
-    Prefill waits behind prompt tokens. Decode shares its steps with all that run or will, and
-    the share of blocks in use (below 1) tells equals apart.
-    """
-    if phase is Phase.PREFILL:
-        # Decoding steps alternate with prefill steps on a mixed instance: one token each.
-        return (table.num_pending_prompt_tokens + table.num_decoding).astype(np.float64)
-    used = 1.0 - table.num_free_blocks / np.maximum(table.num_blocks, 1)
-    return table.num_decoding + table.num_incoming + 0.999 * used
+def serving_rows(table: Table, need: Need, criteria: Criteria) -> Bools:
+    """Who takes work of the phase: by role, as a helper, or because it has most of the prompt."""
+    serving = takes(table, need.phase)
+    if need.phase is Phase.PREFILL and criteria.max_local_prefill_tokens and criteria.code == SLO:
+        fresh = need.num_input_tokens - need.ask(len(table.role)).hit_tokens
+        is_short = fresh <= criteria.max_local_prefill_tokens
+        serving |= (table.role == DECODE_ROLE) & is_short
+    return serving
 
 
-def _pick(scores: Floats, chosen: Bools, policy: str, state: PickState) -> int:
-    rows = np.flatnonzero(chosen)
-    if policy == "round_robin":
-        return int(rows[state.num_picks % len(rows)])
-    if policy == "random":
-        rng = np.random.default_rng((state.seed, state.num_picks))
-        return int(rows[rng.integers(len(rows))])
-    # Equals take turns: an idle pool must not send everything to its first instance.
-    best = np.flatnonzero(scores == scores[rows].min())
-    return int(best[state.num_picks % len(best)])
+def score(table: Table, need: Need, criteria: Criteria) -> Floats:
+    """Of every row; the least is best."""
+    scores = prefill_scores if need.phase is Phase.PREFILL else decode_scores
+    return scores(
+        criteria.code,
+        criteria.model,
+        criteria.links,
+        criteria.weights,
+        table,
+        need.ask(len(table.role)),
+    )
 
 
 def _why_none(table: Table, need: Need) -> str:
-    num_alive = int(table.alive.sum())
+    num_known = int(np.count_nonzero(table.num_blocks))
+    num_alive = int(np.count_nonzero(table.alive))
     if not num_alive:
-        return f"none of {table.num_instances} known instances is alive"
+        return f"none of {num_known} known instances is alive"
     return (
-        f"of {table.num_instances} known instances {num_alive} are alive,"
-        f" {int((table.alive & table.draining).sum())} of them drain,"
+        f"of {num_known} known instances {num_alive} are alive,"
+        f" {int(np.count_nonzero(table.alive & table.draining))} of them drain,"
         f" {len(need.avoid)} failed this request"
     )

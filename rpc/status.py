@@ -22,6 +22,7 @@ from core.errors import (
     InvalidRequest,
     KvCorrupt,
     PeerLost,
+    QuotaExceeded,
     Saturated,
     StaleFence,
     UnknownRequest,
@@ -122,6 +123,10 @@ def to_status(error: BatonError) -> status_pb2.Status:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(int(min(retry_after_s, MAX_RETRY_AFTER_S) * 1e9))
         status.details.add().Pack(retry)
+    if isinstance(error, QuotaExceeded):
+        quota = error_details_pb2.QuotaFailure()
+        quota.violations.add(subject="tenant", description=str(error)[:MAX_MESSAGE_CHARS])
+        status.details.add().Pack(quota)
     if isinstance(error, InvalidRequest):
         status.details.add().Pack(_bad_request(error))
     return status
