@@ -1,11 +1,14 @@
 """What a registry is: who is in the cluster, and what the plan is."""
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from core.errors import BatonError, ConfigError
+from core.ids import RouterId
 from core.member import Member
 from core.prefix import KEY_BYTES
+from registry.editions import Draft, Edition
 
 MAX_PLAN_BYTES = 1024 * 1024
 """A plan of thousands of instances is some hundred KiB of TOML."""
@@ -24,6 +27,28 @@ class SharedKeyDamaged(RegistryUnavailable):
     """What the store holds as the cluster's key is none."""
 
     retryable = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaAsk:
+    """One router's wish."""
+
+    tenant: str
+    router_id: RouterId
+    share: float
+    """Wanted, 0 to 1."""
+    demand: float
+    """Tokens per second that its clients want; told to the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaGrant:
+    """What it got, and what the others want."""
+
+    share: float
+    other_demand: float
+    num_others: int
+    """Routers that hold a lease."""
 
 
 class Registry(Protocol):
@@ -71,9 +96,34 @@ class Registry(Protocol):
         """The store's own clock, the one that all processes can agree on; seconds, may jump."""
         ...
 
+    async def put_settings(self, draft: Draft, *, expected_version: int | None = None) -> int:
+        """Add an edition of the settings; its version.
+
+        Raises EditionConflict when there is a newer one than expected (0: none yet).
+        """
+        ...
+
+    async def settings_version(self) -> int:
+        """Of the newest edition; 0: there is none."""
+        ...
+
+    async def editions(self) -> tuple[Edition, ...]:
+        """Of the settings: the last MAX_EDITIONS, the newest last; damaged ones are left out."""
+        ...
+
+    async def lease_quota(self, ask: QuotaAsk, *, ttl_s: float) -> QuotaGrant:
+        """Lease a share of one tenant's quota for `ttl_s`, in place of the one held; all leases of
+        a tenant never sum to more than 1."""
+        ...
+
     async def close(self) -> None:
         """End all watches and drop all connections; idempotent."""
         ...
+
+
+def granted_share(wanted: float, leased_to_others: float) -> float:
+    """What can be leased of it: the sum of all leases never passes 1."""
+    return max(0.0, min(wanted, 1.0 - leased_to_others))
 
 
 def check_ttl(ttl_s: float) -> None:

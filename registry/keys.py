@@ -14,7 +14,7 @@ class KeyFamily:
     """What one kind of key holds and when it goes."""
 
     suffix: str
-    """After `baton:{cluster}:`; a final `*` stands for an instance id."""
+    """After `baton:{cluster}:`; a final `*` stands for an instance id, or a tenant."""
     holds: str
     expires: bool
     """Whether the store drops it by itself once nobody announces any more."""
@@ -25,6 +25,9 @@ FAMILIES = (
     KeyFamily(suffix="members", holds="sorted set: id by expiry, store's ms", expires=True),
     KeyFamily(suffix="memory", holds="random word; another one: all was lost", expires=True),
     KeyFamily(suffix="plan", holds="the plan's text", expires=False),
+    KeyFamily(suffix="settings", holds="list: editions of the settings", expires=False),
+    KeyFamily(suffix="settings-version", holds="of the newest edition", expires=False),
+    KeyFamily(suffix="quota:*", holds="hash: router by share, demand and expiry", expires=True),
     KeyFamily(suffix="shared-key", holds="secret behind the names of KV blocks", expires=False),
 )
 
@@ -45,11 +48,18 @@ class Keys:
         self.memory = f"{self.prefix}memory"
         self.plan = f"{self.prefix}plan"
         self.shared_key = f"{self.prefix}shared-key"
+        self.settings = f"{self.prefix}settings"
+        self.settings_version = f"{self.prefix}settings-version"
+        self.quota_prefix = f"{self.prefix}quota:"
         self.changes_channel = f"{self.prefix}changes"
 
     def member(self, instance_id: InstanceId) -> str:
         """Where the record of one member lives."""
         return self.member_prefix + instance_id
+
+    def quota(self, tenant: str) -> str:
+        """Where the leases of one tenant's quota live; the one without a name has one too."""
+        return f"{self.quota_prefix}={tenant}"
 
     def declares(self, key: str) -> bool:
         """Whether `key` belongs to a family of this cluster."""

@@ -5,16 +5,20 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from core.clock import Clock, MonotonicClock
-from core.ids import InstanceId
+from core.ids import InstanceId, RouterId
 from core.member import Member
 from core.waiting import wait_at_most
 from registry.api import (
+    QuotaAsk,
+    QuotaGrant,
     RegistryUnavailable,
     check_plan,
     check_ttl,
+    granted_share,
     key_from_text,
     key_to_text,
 )
+from registry.editions import MAX_EDITIONS, Draft, Edition, conflict, edition_of
 from registry.view import Snapshot, read_records
 from registry.watching import DEFAULT_PACE, WatchPace, watch
 
@@ -27,6 +31,13 @@ class _Entry:
     expires_at_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    share: float
+    demand: float
+    expires_at_s: float
+
+
 @dataclass(slots=True)
 class MemoryStore:
     """What several MemoryRegistry handles share, and the faults a test may plant in it."""
@@ -34,6 +45,9 @@ class MemoryStore:
     entries: dict[InstanceId, _Entry] = field(default_factory=dict)
     plan: str | None = None
     shared_key: str | None = field(default=None, repr=False)
+    editions: list[str] = field(default_factory=list)
+    version: int = 0
+    leases: dict[str, dict[RouterId, _Lease]] = field(default_factory=dict)
     num_flushes: int = 0
     reachable: bool = True
     changes: asyncio.Event = field(default_factory=asyncio.Event)
@@ -48,6 +62,7 @@ class MemoryStore:
         self.entries.clear()
         self.plan = None
         self.shared_key = None
+        self.editions, self.version, self.leases = [], 0, {}
         self.num_flushes += 1
         self.nudge()
 
@@ -123,6 +138,44 @@ class MemoryRegistry:
         if self.store.shared_key is None:
             self.store.shared_key = text
         return key_from_text(self.store.shared_key)
+
+    async def put_settings(self, draft: Draft, *, expected_version: int | None = None) -> int:
+        """Add an edition; its version."""
+        self._check()
+        store, payload = self.store, draft.payload()
+        if expected_version not in (None, store.version):
+            raise conflict(expected_version or 0, store.version)
+        store.version += 1
+        store.editions.append(f"{store.version} {int(self._clock.now_s() * 1000)} {payload}")
+        del store.editions[:-MAX_EDITIONS]
+        return store.version
+
+    async def settings_version(self) -> int:
+        """Of the newest edition."""
+        self._check()
+        return self.store.version
+
+    async def editions(self) -> tuple[Edition, ...]:
+        """The newest last."""
+        self._check()
+        found = (edition_of(text) for text in self.store.editions)
+        return tuple(edition for edition in found if edition is not None)
+
+    async def lease_quota(self, ask: QuotaAsk, *, ttl_s: float) -> QuotaGrant:
+        """By its clock."""
+        check_ttl(ttl_s)
+        self._check()
+        now_s = self._clock.now_s()
+        leases = self.store.leases.setdefault(ask.tenant, {})
+        others = [
+            lease
+            for router_id, lease in leases.items()
+            if router_id != ask.router_id and lease.expires_at_s > now_s
+        ]
+        share = granted_share(ask.share, sum(lease.share for lease in others))
+        leases[ask.router_id] = _Lease(share, ask.demand, now_s + ttl_s)
+        demand = sum(lease.demand for lease in others)
+        return QuotaGrant(share=share, other_demand=demand, num_others=len(others))
 
     async def now_s(self) -> float:
         """Its clock."""

@@ -17,12 +17,15 @@ from core.prefix import KEY_BYTES
 from registry import scripts
 from registry.api import (
     MAX_PLAN_BYTES,
+    QuotaAsk,
+    QuotaGrant,
     RegistryUnavailable,
     check_plan,
     check_ttl,
     key_from_text,
     key_to_text,
 )
+from registry.editions import MAX_EDITIONS, MAX_ENTRY_BYTES, Draft, Edition, conflict, edition_of
 from registry.keys import Keys
 from registry.view import Snapshot, read_records
 from registry.watching import DEFAULT_PACE, WatchPace, watch
@@ -122,6 +125,48 @@ class RedisRegistry:
         # One character more than it may have: a longer one must be seen to be too long.
         stored = await self.call(lambda: self._client.getrange(key, 0, 2 * KEY_BYTES))
         return key_from_text(_text(stored))
+
+    async def put_settings(self, draft: Draft, *, expected_version: int | None = None) -> int:
+        """Add an edition; its version."""
+        expected = -1 if expected_version is None else expected_version
+        reply = await self._script(
+            scripts.PUT_SETTINGS,
+            (self._keys.settings, self._keys.settings_version),
+            (draft.payload(), expected, MAX_EDITIONS),
+        )
+        if not isinstance(reply, int):
+            raise RegistryUnavailable(f"{self._where}: not a reply to our script")
+        if reply <= 0:
+            raise conflict(expected, -reply)
+        return reply
+
+    async def settings_version(self) -> int:
+        """Of the newest edition."""
+        reply = await self.call(lambda: self._client.get(self._keys.settings_version))
+        text = _text(reply or b"0")
+        return int(text) if text.isdecimal() else 0
+
+    async def editions(self) -> tuple[Edition, ...]:
+        """The newest last."""
+        call = partial(self._client.lrange, self._keys.settings, -MAX_EDITIONS, -1)
+        reply = await self.call(call)
+        entries = [_text(item) for item in reply] if isinstance(reply, list) else []
+        found = (edition_of(text) for text in entries if len(text) <= MAX_ENTRY_BYTES)
+        return tuple(edition for edition in found if edition is not None)
+
+    async def lease_quota(self, ask: QuotaAsk, *, ttl_s: float) -> QuotaGrant:
+        """By the store's clock."""
+        check_ttl(ttl_s)
+        reply = await self._script(
+            scripts.LEASE_QUOTA,
+            (self._keys.quota(ask.tenant),),
+            (ask.router_id, f"{ask.share:.9f}", f"{ask.demand:.3f}", round(ttl_s * 1000)),
+        )
+        try:
+            share, demand, others = [float(_text(item)) for item in cast("list[object]", reply)]
+        except (TypeError, ValueError):
+            raise RegistryUnavailable(f"{self._where}: not a reply to our script") from None
+        return QuotaGrant(share=share, other_demand=demand, num_others=int(others))
 
     async def now_s(self) -> float:
         """The store's own clock."""

@@ -44,3 +44,42 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, ARGV[2] - 1)) do
 end
 return reply
 """
+
+PUT_SETTINGS = """
+-- KEYS settings, version; ARGV payload, expected version or -1, editions kept
+local version = tonumber(redis.call('GET', KEYS[2]) or '0')
+local expected = tonumber(ARGV[2])
+if expected >= 0 and expected ~= version then return -version end
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+version = version + 1
+redis.call('SET', KEYS[2], version)
+redis.call('RPUSH', KEYS[1], version .. ' ' .. string.format('%.0f', now_ms) .. ' ' .. ARGV[1])
+redis.call('LTRIM', KEYS[1], -tonumber(ARGV[3]), -1)
+return version
+"""
+
+LEASE_QUOTA = """
+-- KEYS quota; ARGV router id, share wanted, demand, ttl_ms
+-- Returns share granted, demand of the others, number of the others; as text: Lua cuts numbers.
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local leased, demand, others = 0, 0, 0
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  local share, wants, expires_ms = string.match(all[i + 1], '^(%S+) (%S+) (%S+)$')
+  if share == nil or tonumber(expires_ms) <= now_ms then
+    redis.call('HDEL', KEYS[1], all[i])
+  elseif all[i] ~= ARGV[1] then
+    leased, demand, others = leased + tonumber(share), demand + tonumber(wants), others + 1
+  end
+end
+local granted = math.max(0, math.min(tonumber(ARGV[2]), 1 - leased))
+local expires = string.format('%.0f', now_ms + tonumber(ARGV[4]))
+local entry = string.format('%.9f %.3f %s', granted, tonumber(ARGV[3]), expires)
+redis.call('HSET', KEYS[1], ARGV[1], entry)
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then
+  redis.call('PEXPIRE', KEYS[1], ARGV[4])
+end
+return { string.format('%.9f', granted), string.format('%.3f', demand), tostring(others) }
+"""

@@ -191,10 +191,13 @@ class StatusReply(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     NUM_REQUESTS_FIELD_NUMBER: _builtins.int
     NUM_QUEUED_FIELD_NUMBER: _builtins.int
+    SETTINGS_VERSION_FIELD_NUMBER: _builtins.int
     num_requests: _builtins.int
     """Requests under way at this router; 0 from an instance."""
     num_queued: _builtins.int
     """Requests waiting for admission at this router; 0 from an instance."""
+    settings_version: _builtins.int
+    """Version of the settings in force at this router; 0: none were ever put, or an instance."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceStatus]:
         """Members in order of id."""
@@ -205,10 +208,11 @@ class StatusReply(_message.Message):
         instances: _abc.Iterable[Global___InstanceStatus] | None = ...,
         num_requests: _builtins.int = ...,
         num_queued: _builtins.int = ...,
+        settings_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "num_queued", b"num_queued", "num_requests", b"num_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "num_queued", b"num_queued", "num_requests", b"num_requests", "settings_version", b"settings_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
