@@ -146,6 +146,45 @@ def status(address: AddressOption = None, *, json_output: JsonOption = False) ->
 
 
 @app.command()
+def apply(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="settings.toml: docs/settings.md.")
+    ] = None,
+    rollback: Annotated[
+        int | None,
+        typer.Option(
+            min=-1, help="Put the text of this version again; -1: of the one before the newest."
+        ),
+    ] = None,
+    address: AddressOption = None,
+    *,
+    history: Annotated[
+        bool, typer.Option("--history", help="Show who put what, and when.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, and show the difference; put nothing.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Give a running cluster new settings: tenants, limits, placement, log level.
+
+    Every router takes them over within seconds; the last 32 editions are kept.
+    """
+    from cli.apply import ApplyOptions, apply_settings
+
+    apply_settings(
+        ApplyOptions(
+            file=file,
+            rollback=rollback,
+            history=history,
+            dry_run=dry_run,
+            address=address,
+            json_output=json_output,
+        )
+    )
+
+
+@app.command()
 def profile(  # noqa: PLR0913 - each is an option of the command line
     model: Annotated[Path | None, typer.Option(help="Model folder; default: the default.")] = None,
     out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("profile.json"),

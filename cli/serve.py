@@ -14,6 +14,7 @@ from core.config import Config, WorkerConfig, load
 from core.errors import BatonError
 from core.plan import Plan, load_plan
 from core.profile import load as load_profile
+from router.spec import Speed, speed_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,12 +61,15 @@ def _spec(options: ServeOptions, console: "Console") -> "ClusterSpec":
     if not options.config:
         engine = replace(config.engine, num_threads=threads_per_instance(plan))
         config = replace(config, engine=engine)
+    speed = Speed()
     if options.profile:
-        config = saturating(config, load_profile(options.profile).l_m_tokens)
+        profile = load_profile(options.profile)
+        config, speed = saturating(config, profile.l_m_tokens), speed_of(profile)
     return ClusterSpec(
         plan=plan,
         model_dir=_model_dir(options.model or plan.model, console),
         config=config,
+        speed=speed,
         name=options.name,
         registry_url=options.registry,
         router_port=options.port,

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from core.errors import BatonError
 
@@ -53,7 +54,8 @@ class ServiceThread:
 
     def stop(self, timeout_s: float) -> bool:
         """Drain and end; whether it ended in time."""
-        self._loop.call_soon_threadsafe(self._stop.set)
+        with suppress(RuntimeError):  # it has ended, and its loop is closed
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -66,6 +68,7 @@ class ServiceThread:
             logger.exception("%s crashed", self._thread.name)
             logging.shutdown()
             os._exit(EXIT_AFTER_CRASH)
+        self._loop.close()
 
     def _tell(self, error: BaseException) -> None:
         """Before a crash: whoever waits for the address hears why there will be none."""
@@ -103,12 +106,21 @@ class ServiceActor:
 
 def _main_of(kind: str, spec_json: str) -> Main:
     """Import only what this process needs: a router has no torch."""
+    from rpc.process import keep_what_is_loaded
+
+    def settled(ready: Callable[[str], None]) -> Callable[[str], None]:
+        def tell(address: str) -> None:
+            keep_what_is_loaded()
+            ready(address)
+
+        return tell
+
     if kind == "router":
         from router.server import RouterSpec, run_router
 
         router = RouterSpec.from_json(spec_json)
-        return lambda stop, ready: run_router(router, stop=stop, ready=ready)
+        return lambda stop, ready: run_router(router, stop=stop, ready=settled(ready))
     from deploy.instance import InstanceSpec, run_in_own_process
 
     instance = InstanceSpec.from_json(spec_json)
-    return lambda stop, ready: run_in_own_process(instance, stop=stop, ready=ready)
+    return lambda stop, ready: run_in_own_process(instance, stop=stop, ready=settled(ready))

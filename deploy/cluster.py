@@ -23,7 +23,7 @@ from deploy.instance import InstanceSpec
 from deploy.memory import available_memory_bytes, check_memory, cluster_bytes
 from deploy.ray_runtime import private_ray
 from registry.embedded import EmbeddedValkey
-from router.server import RouterSpec
+from router.spec import RouterSpec, Speed
 from rpc.dial import dial
 from rpc.pb import cluster_pb2, cluster_pb2_grpc
 from rpc.serve import BindFailed
@@ -53,6 +53,8 @@ class ClusterSpec:
     plan: Plan
     model_dir: Path
     config: Config = field(default_factory=Config)
+    speed: Speed = field(default_factory=Speed)
+    """What routers predict by, until they have seen for themselves."""
     name: str = "baton"
     registry_url: str | None = None
     """None starts the embedded Valkey."""
@@ -291,6 +293,7 @@ def _router(spec: ClusterSpec, registry_url: str, index: int) -> ActorSpec:
         router_id=RouterId(f"router-{index}"),
         model_dir=spec.model_dir,
         config=spec.config.router,
+        speed=spec.speed,
         registry_url=registry_url,
         cluster=spec.name,
         port=spec.router_port if index == 0 else 0,

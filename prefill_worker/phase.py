@@ -118,7 +118,13 @@ class PrefillPhase:
         self._num_layers_told = max(self._num_layers_told, layer + 1)
 
     def absorb(self, outcome: StepOutcome) -> None:
-        """Chunks are computed, and prompts whose last one is among them have their token."""
+        """Chunks are computed, and prompts whose last one is among them have their token.
+
+        Tokens first: whoever waits for one waits for it alone, and is woken before the KV.
+        """
+        for chunk, (token_id, logprobs) in zip(self._chunks, outcome.samples, strict=True):
+            if chunk.job in self._jobs and token_id is not None:
+                self._tell(chunk.job, token_id, logprobs, outcome)
         self.layer_written(self._parts.layout.num_layers - 1)
         chunks, self._chunks = self._chunks, []
         num_tokens = sum(len(chunk.tokens) for chunk in chunks)
@@ -168,6 +174,25 @@ class PrefillPhase:
             for layer in range(self._parts.layout.num_layers):
                 self._parts.book.progress(job.source, layer, num_tokens)
 
+    def _tell(
+        self, job: PrefillJob, token_id: int, logprobs: TokenLogprobs | None, outcome: StepOutcome
+    ) -> None:
+        began_at_s = outcome.began_at_s if job.began_at_s is None else job.began_at_s
+        timing = PrefillTiming(
+            queue_s=began_at_s - job.arrived_at_s,
+            compute_s=outcome.ended_at_s - began_at_s,
+            num_hit_tokens=job.num_hit_tokens - job.num_fetched_tokens,
+            num_fetched_tokens=job.num_fetched_tokens,
+        )
+        sampled = Sampled(
+            position=job.position,
+            token_id=token_id,
+            finish_reason=finish_reason(job.work.stop, job.position + 1, token_id),
+            timing=timing,
+            logprobs=logprobs,
+        )
+        job.events.put_nowait(sampled)
+
     def _sampled(
         self,
         job: PrefillJob,
@@ -176,7 +201,6 @@ class PrefillPhase:
         sampled_at_s: float,
     ) -> None:
         assert job.source is not None
-        assert job.began_at_s is not None
         reason = finish_reason(job.work.stop, job.position + 1, token_id)
         self._leave_steps(job)
         token = FirstToken(
@@ -187,20 +211,6 @@ class PrefillPhase:
             logprobs=logprobs,
         )
         self._parts.book.finished(job.source, token)
-        timing = PrefillTiming(
-            queue_s=job.began_at_s - job.arrived_at_s,
-            compute_s=sampled_at_s - job.began_at_s,
-            num_hit_tokens=job.num_hit_tokens - job.num_fetched_tokens,
-            num_fetched_tokens=job.num_fetched_tokens,
-        )
-        sampled = Sampled(
-            position=job.position,
-            token_id=token_id,
-            finish_reason=reason,
-            timing=timing,
-            logprobs=logprobs,
-        )
-        job.events.put_nowait(sampled)
         if job.only_first_token or reason is not None:
             self.close(job)
 

@@ -4,19 +4,23 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 
-from core.errors import BatonError, NoInstance, Saturated
+from core.errors import BatonError, NoInstance, Quarantined, RetriesSpent, Saturated
 from core.ids import Fingerprint, InstanceId
 from core.request import Request
+from core.timing import HandoffTiming
 from core.waiting import wait_at_most
-from policy.placement import Phase
+from policy.table import Phase
 from router.actions import Action, Deliver, Fail, Finish, Output
 from router.answer import Answer
 from router.crew import Crew
 from router.flow import Flow
+from router.link import InstanceLink
 from router.placer import Wanted
 from router.surroundings import Surroundings
+from router.witness import Witness
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +28,12 @@ PLACE_WAIT_S = 30.0
 """For an instance to come up: Ray has restarted a killed one, model loaded, in about 10 s."""
 PLACE_RETRY_S = 0.25
 """Without news of the membership: queues drain, and instances that failed once are forgiven."""
+VERDICT_RETRY_S = 0.02
+"""Whether an instance has died, or a suspect has cleared itself, is known within moments."""
+
+
+class SuspectsEverywhere(NoInstance):
+    """Every instance that could take a suspect has another one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +65,8 @@ class Choice:
             max_attempts=around.max_attempts,
             num_attempts_before=num_attempts_before,
         )
-        self._crew = Crew(request, around, self._flow, answer.timeline, self._act)
+        self._witness = Witness(request, around, self._flow)
+        self._crew = Crew(request, around, self._flow, self._witness, answer.timeline, self._act)
         self._due: deque[Action] = deque()
         self._is_acting = False
         self._over = asyncio.Event()
@@ -73,6 +84,10 @@ class Choice:
 
     async def run(self) -> None:
         """From admission to the end; the answer holds the outcome. A cancel stops both workers."""
+        with self._witness.testifies():
+            await self._run()
+
+    async def _run(self) -> None:
         async with self._group:
             try:
                 self._begin()
@@ -92,6 +107,7 @@ class Choice:
         """News from a decode instance."""
         try:
             self._note_writer(instance_id, output)
+            self._witness.told(instance_id, output)
             self._act(self._flow.output(instance_id, output))
         except Exception as bug:  # noqa: BLE001 - the link that calls here serves others too
             self._crash(bug)
@@ -112,6 +128,14 @@ class Choice:
         decode = self._flow.decode
         if decode is not None and decode.instance_id == instance_id and output.token_ids:
             self._answer.timeline.handed_over(instance_id, output.timing)
+            if output.timing is not None and (prefill := self._flow.prefill) is not None:
+                self._learn(prefill.instance_id, instance_id, output.timing)
+
+    def _learn(self, source_id: InstanceId, sink_id: InstanceId, timing: HandoffTiming) -> None:
+        view = self._around.membership.view
+        source, sink = view.fleet.rows.get(source_id), view.fleet.rows.get(sink_id)
+        if source is not None and sink is not None:
+            view.observed.handed_over(source, sink, timing)
 
     # --- the loop ---------------------------------------------------------------------------
 
@@ -139,6 +163,7 @@ class Choice:
             sides = (self._flow.prefill, self._flow.decode)
             names = frozenset(side.instance_id for side in sides if side is not None)
             self._crew.attach_to(names, self)
+            self._witness.look()
         finally:
             self._is_acting = False
 
@@ -175,12 +200,19 @@ class Choice:
         needs = self._flow.needs
         if not needs or self._is_waiting:
             return False
+        if self._witness.is_undecided:
+            self._wait(VERDICT_RETRY_S)
+            return False
         try:
-            found = self._around.placer.place(self._wanted(needs))
+            found = self._find(needs)
+        except Quarantined as error:
+            self._due.extend(self._flow.unplaceable(error))
+            return True
         except (NoInstance, Saturated) as error:
             self._wait_for_place(error)
             return bool(self._due)
         self._give_up_at_s = None
+        self._witness.placed()
         names = {phase: link.member.instance_id for phase, link in found.items()}
         self._siblings.prefill_id = names.get(Phase.PREFILL, self._siblings.prefill_id)
         self._fingerprint = next(iter(found.values())).member.fingerprint
@@ -193,34 +225,60 @@ class Choice:
         )
         return True
 
+    def _find(self, needs: frozenset[Phase]) -> dict[Phase, InstanceLink]:
+        """Raises Quarantined, or NoInstance or Saturated while it has to wait."""
+        self._witness.check()
+        if (refusal := self._witness.refusal) is not None:
+            raise refusal
+        wanted = self._wanted(needs)
+        if not (apart_from := self._witness.apart_from):
+            return self._around.placer.place(wanted)
+        try:
+            return self._around.placer.place(replace(wanted, avoid=wanted.avoid | apart_from))
+        except (NoInstance, Saturated) as error:
+            raise SuspectsEverywhere(str(error)) from None
+
     def _wanted(self, needs: frozenset[Phase]) -> Wanted:
         request = self._request
         return Wanted(
             phases=needs,
             model=request.model,
             num_tokens=request.num_prompt_tokens + request.stop.max_tokens,
-            num_input_tokens=request.num_prompt_tokens + self._flow.delivery.num_tokens,
+            input_token_ids=request.prompt_token_ids + self._flow.delivery.token_ids,
+            tenant=request.tenant,
             fingerprint=self._fingerprint,
             avoid=frozenset(self._flow.avoid),
             source_id=self._flow.prefill.instance_id if self._flow.prefill else None,
             prefer_id=self._siblings.prefill_id,
+            sink_id=self._flow.decode.instance_id if self._flow.decode else None,
         )
 
     def _wait_for_place(self, error: NoInstance | Saturated) -> None:
         now_s = self._around.clock.now_s()
         self._flow.wait_error = error
+        if isinstance(error, SuspectsEverywhere):
+            self._wait(VERDICT_RETRY_S)
+            return
+        if isinstance(error, RetriesSpent):
+            # Its turn comes, or its deadline.
+            self._wait(PLACE_RETRY_S)
+            return
         if self._give_up_at_s is None:
             self._give_up_at_s = now_s + PLACE_WAIT_S
             logger.info("waits handoff_id=%s: %s", self._request.handoff_id, error)
         if now_s >= self._give_up_at_s:
             self._due.extend(self._flow.unplaceable(error))
         else:
-            self._is_waiting = True
-            self._crew.start(self._place_later(), self._group)
+            self._wait(PLACE_RETRY_S, forgive=self._flow.avoid)
 
-    async def _place_later(self) -> None:
+    def _wait(self, timeout_s: float, forgive: AbstractSet[InstanceId] = frozenset()) -> None:
+        self._is_waiting = True
+        self._crew.start(self._place_later(timeout_s, forgive), self._group)
+
+    async def _place_later(self, timeout_s: float, forgive: AbstractSet[InstanceId]) -> None:
+        """After a change of the membership; after `timeout_s` without one, forgive these."""
         changed = self._around.membership.changed
-        if not await wait_at_most(changed, PLACE_RETRY_S):
-            self._flow.avoid.clear()
+        if not await wait_at_most(changed, timeout_s):
+            self._flow.avoid -= forgive
         self._is_waiting = False
         self._act(())

@@ -13,7 +13,9 @@ from core.limits import MAX_TIMEOUT_S
 from router.admission import Admission
 from router.link import Health, InstanceLink
 from router.membership import Membership
-from rpc.codec import Reader, Undecodable, tolerant
+from router.steering import Steering
+from router.unary import readable, unary
+from rpc.codec import Undecodable
 from rpc.convert_report import status_to_pb
 from rpc.pb import cluster_pb2
 from rpc.status import status_boundary
@@ -32,11 +34,16 @@ class ClusterService:
     """Answers of the router; the instances are asked for their own books."""
 
     def __init__(
-        self, membership: Membership, admission: Admission, drain: Callable[[float], None]
+        self,
+        membership: Membership,
+        admission: Admission,
+        steering: Steering,
+        drain: Callable[[float], None],
     ) -> None:
         """`drain` begins the drain of this process, which may take so many seconds."""
         self._membership = membership
         self._admission = admission
+        self._steering = steering
         self._drain = drain
         self._slots = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
 
@@ -45,13 +52,14 @@ class ClusterService:
     ) -> cluster_pb2.StatusReply:
         """Members, their load and their integrity."""
         async with status_boundary(context):
-            _readable(request)
+            readable(request)
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._ask(link)) for link in self._membership.links]
             return cluster_pb2.StatusReply(
                 instances=[task.result() for task in tasks],
                 num_requests=self._admission.num_running,
                 num_queued=self._admission.num_queued,
+                settings_version=self._steering.version,
             )
         raise AssertionError("status_boundary ends the call")
 
@@ -60,8 +68,7 @@ class ClusterService:
     ) -> cluster_pb2.DrainReply:
         """Take no new requests and finish the old."""
         async with status_boundary(context):
-            message = _readable(request)
-            assert isinstance(message, cluster_pb2.DrainRequest)
+            message = readable(request)
             if not 0 <= message.timeout_s <= MAX_TIMEOUT_S:
                 reason = f"must be 0 to {MAX_TIMEOUT_S:g} seconds, got {message.timeout_s:g}"
                 raise InvalidRequest((FieldViolation("timeout_s", reason),))
@@ -72,16 +79,8 @@ class ClusterService:
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve here."""
         methods: dict[str, Any] = {
-            "Status": grpc.unary_unary_rpc_method_handler(
-                self.status,
-                request_deserializer=tolerant(Reader(cluster_pb2.StatusRequest)),
-                response_serializer=cluster_pb2.StatusReply.SerializeToString,
-            ),
-            "Drain": grpc.unary_unary_rpc_method_handler(
-                self.drain,
-                request_deserializer=tolerant(Reader(cluster_pb2.DrainRequest)),
-                response_serializer=cluster_pb2.DrainReply.SerializeToString,
-            ),
+            "Status": unary(self.status, cluster_pb2.StatusRequest),
+            "Drain": unary(self.drain, cluster_pb2.DrainRequest),
         }
         handler = grpc.method_handlers_generic_handler(SERVICE, methods)
         server.add_generic_rpc_handlers((handler,))
@@ -105,12 +104,4 @@ class ClusterService:
 
 
 def _known(link: InstanceLink) -> cluster_pb2.InstanceStatus:
-    return status_to_pb(link.member, link.load, connected=link.health is Health.UP)
-
-
-def _readable(
-    message: cluster_pb2.StatusRequest | cluster_pb2.DrainRequest | Undecodable,
-) -> cluster_pb2.StatusRequest | cluster_pb2.DrainRequest:
-    if isinstance(message, Undecodable):
-        raise message.error
-    return message
+    return status_to_pb(link.member, link.sight.load, connected=link.health is Health.UP)

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from core.errors import BatonError, PeerLost
 from core.ids import InstanceId
 from core.request import Request
+from core.timing import PrefillTiming
 from router.actions import (
     Acknowledge,
     Action,
@@ -20,8 +21,10 @@ from router.actions import (
 from router.calls import CachedAt, WorkerCalls
 from router.flow import Flow
 from router.link import Health, InstanceLink, Reader
+from router.prefix_index import num_tokens_to_fetch
 from router.surroundings import Surroundings
 from router.timeline import Timeline
+from router.witness import Witness
 from rpc.convert import finish_reason_from_pb, logprobs_from_pb
 from rpc.convert_report import prefill_timing_from_pb
 from rpc.pb import workers_pb2
@@ -33,9 +36,16 @@ class Crew:
     """Does what a flow says to workers, and tells the flow what they answer."""
 
     def __init__(
-        self, request: Request, around: Surroundings, flow: Flow, timeline: Timeline, act: Act
+        self,
+        request: Request,
+        around: Surroundings,
+        flow: Flow,
+        witness: Witness,
+        timeline: Timeline,
+        act: Act,
     ) -> None:
         self._request = request
+        self._witness = witness
         self._around = around
         self._flow = flow
         self._timeline = timeline
@@ -105,6 +115,7 @@ class Crew:
                     self._take_prefill_event(action, event)
         except BatonError as failure:
             error = failure
+            self._witness.prefill_failed(action, error)
         self._act(self._flow.prefill_failed(action.attempt, error))
 
     def _cached_at(self, link: InstanceLink, action: StartPrefill) -> CachedAt | None:
@@ -115,24 +126,29 @@ class Crew:
         there = self._around.membership.get(decode.instance_id)
         if there is None or there.health is not Health.UP:
             return None
-        num_tokens = self._around.prompts.num_tokens_to_fetch(
-            there.cache,
-            link.cache,
-            self._request.tenant,
-            self._request.prompt_token_ids + action.output_token_ids,
+        view, request = self._around.membership.view, self._request
+        prompt = self._around.prompts.of(
+            request.tenant, request.prompt_token_ids + action.output_token_ids
         )
+        hits = view.index.hit_tokens(prompt, len(view.fleet.table.role))
+        num_there, num_here = int(hits[there.sight.row]), int(hits[link.sight.row])
+        num_tokens = num_tokens_to_fetch(num_there, num_here, link.member.block_size)
         return CachedAt(there, num_tokens) if num_tokens else None
 
     def _take_prefill_event(self, action: StartPrefill, event: workers_pb2.PrefillEvent) -> None:
         which = event.WhichOneof("event")
-        if which == "token":
+        if which == "started":
+            self._witness.prefill_began(action)
+        elif which == "token":
             self._take_token(action, event.token)
         elif which == "ended":
             self._lease_ended(action, event.ended.outcome)
 
     def _take_token(self, action: StartPrefill, token: workers_pb2.PrefillToken) -> None:
         timing = prefill_timing_from_pb(token.timing)
+        self._witness.prefill_sampled(action)
         self._timeline.sampled(action.instance_id, timing)
+        self._learn(action, timing)
         reason = finish_reason_from_pb(token.finish_reason)
         logprobs = (logprobs_from_pb(token.logprobs),) if token.HasField("logprobs") else ()
         self._act(
@@ -140,6 +156,13 @@ class Crew:
                 action.attempt, token.position, token.token_id, reason, logprobs
             )
         )
+
+    def _learn(self, action: StartPrefill, timing: PrefillTiming) -> None:
+        view = self._around.membership.view
+        row = view.fleet.rows.get(action.instance_id)
+        if row is not None:
+            num_tokens = self._request.num_prompt_tokens + len(action.output_token_ids)
+            view.observed.prefilled(row, num_tokens, timing)
 
     def _lease_ended(self, action: StartPrefill, outcome: int) -> None:
         if outcome == workers_pb2.LEASE_OUTCOME_COMMITTED:
@@ -158,6 +181,7 @@ class Crew:
                 else:
                     await self._calls.retarget(link, source, action)
         except BatonError as error:
+            self._witness.decode_refused(action.instance_id, error)
             self._act(self._flow.decode_refused(action.instance_id, action.attempt, error))
 
     def _stop_decode(self, action: StopDecode) -> None:

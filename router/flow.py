@@ -15,7 +15,7 @@ from core.ids import InstanceId
 from core.lifecycle import LIFECYCLE, TERMINAL, Event, State
 from core.request import FinishReason, Request, TokenLogprobs
 from core.work import KvLostReason
-from policy.placement import Phase
+from policy.table import Phase
 from router.actions import (
     Acknowledge,
     Action,

@@ -22,7 +22,7 @@ class Line:
     """Every call costs O(tenants × priorities), however many wait."""
 
     def __init__(self, *, max_queued: int, ageing_s: float, served: ServedTokens) -> None:
-        self._max_queued = max_queued
+        self.max_queued = max_queued
         self._turns: FairQueue[Waiter] = FairQueue(ageing_s=ageing_s, served=served)
         # In order of arrival: the newest of a tenant is the last.
         self._waiting: dict[str, dict[Waiter, None]] = {}
@@ -32,18 +32,18 @@ class Line:
 
     def has_room(self, tenant: str) -> bool:
         """Whether one more of this tenant may wait, be it in another's place."""
-        if len(self) < self._max_queued:
+        if len(self) < self.max_queued:
             return True
         # With it the tenant has no more than its share. Since all shares together are the line,
         # another has more than its own: so every change of places makes them more equal.
         num_waiting = len(self._waiting.get(tenant, ()))
-        return num_waiting + 1 <= self._max_queued / len(self._waiting.keys() | {tenant})
+        return num_waiting + 1 <= self.max_queued / len(self._waiting.keys() | {tenant})
 
     def add(self, waiter: Waiter) -> Waiter | None:
         """Wait; `has_room` has said yes. Returns who had to give way: the newest of the tenant
         that has most in the line."""
         displaced = None
-        if len(self) >= self._max_queued:
+        if len(self) >= self.max_queued:
             longest = max(self._waiting.values(), key=len)
             displaced = next(reversed(longest))
             self.remove(displaced)

@@ -10,15 +10,14 @@ import grpc.aio
 
 from core.errors import BatonError, InvalidRequest, PeerLost
 from core.ids import HandoffId, InstanceId, RouterId
-from core.load import Load
 from core.member import Member
 from core.request import Fence
 from core.waiting import wait_at_most
 from core.work import PROTOCOL_VERSION
 from router.acks import AckBook
 from router.actions import Output
-from router.kv_index import Cache, KvIndex
 from router.stops import Stops
+from router.view import Sight
 from router.wire import output_from_pb
 from rpc.convert_report import load_from_pb
 from rpc.dial import dial
@@ -51,7 +50,7 @@ class Health(StrEnum):
 
 
 class Silent(PeerLost):
-    """The stream is open and nothing comes, not even a beat."""
+    """Nothing comes, not even a beat or a refusal: the process may live."""
 
 
 class Reader(Protocol):
@@ -75,12 +74,13 @@ class InstanceLink:
         router_id: RouterId,
         *,
         silence_s: float,
+        sight: Sight,
         on_change: Callable[[], None],
+        on_lost: "Callable[[InstanceLink, BatonError], None]",
     ) -> None:
         self.member = member
-        self.load = Load(num_blocks=member.num_blocks, num_free_blocks=member.num_blocks)
-        self.cache = Cache(KvIndex(member.num_blocks), member.block_size)
-        """What it caches, as it tells; empty while it tells nothing."""
+        self.sight = sight
+        """Where it is seen by placement."""
         self.health = Health.NEW
         self.channel = dial(member.leader_address)
         self.prefill_worker = workers_pb2_grpc.PrefillWorkerStub(self.channel)
@@ -89,6 +89,7 @@ class InstanceLink:
         self._router_id = router_id
         self._silence_s = silence_s
         self._on_change = on_change
+        self._on_lost = on_lost
         self._readers: dict[HandoffId, Reader] = {}
         self._acks = AckBook()
         self._stops = Stops(self.decode_worker)
@@ -149,7 +150,7 @@ class InstanceLink:
                 await call.write(self._first_message())
             error = await self._serve_stream(call)
         except TimeoutError:
-            error = PeerLost(f"{self.member.instance_id}: no connection in {PROVE_S:g} s")
+            error = Silent(f"{self.member.instance_id}: no connection in {PROVE_S:g} s")
         except grpc.aio.AioRpcError as failure:
             error = error_from(failure)
         except asyncio.InvalidStateError:
@@ -206,12 +207,13 @@ class InstanceLink:
 
     def _take(self, frame: workers_pb2.TokenFrame) -> None:
         if frame.HasField("load"):
-            was_draining, self.load = self.load.draining, load_from_pb(frame.load)
-            if was_draining != self.load.draining:
+            was_draining, load = self.sight.load.draining, load_from_pb(frame.load)
+            self.sight.report(load, sum(bool(output.token_ids) for output in frame.outputs))
+            if was_draining != load.draining:
                 self._on_change()
         if frame.HasField("kv_events"):
             news = frame.kv_events
-            self.cache.index.take(
+            self.sight.cached(
                 is_snapshot=news.is_snapshot, stored=news.stored, removed=news.removed
             )
         if self.health is not Health.UP:
@@ -232,7 +234,7 @@ class InstanceLink:
             self._stops.add(handoff_id, Fence(output.epoch, output.attempt))
 
     def _break(self, error: BatonError) -> None:
-        self.cache.index.clear()
+        self.sight.is_mute()
         if self.health is Health.UP and not isinstance(error, Silent):
             self._turn(Health.SUSPECT, str(error))
         elif self.health is not Health.LOST:
@@ -244,6 +246,8 @@ class InstanceLink:
         name = self.member.instance_id
         readers, self._readers = self._readers, {}
         self._acks = AckBook()
+        # Before anybody is placed anew because of it.
+        self._on_lost(self, error)
         for reader in readers.values():
             reader.on_lost(name, PeerLost(f"{name} lost: {error}"))
 
@@ -251,6 +255,7 @@ class InstanceLink:
         name = self.member.instance_id
         logger.info("link %s instance_id=%s was=%s %s", health.value, name, self.health.value, why)
         self.health = health
+        self.sight.turn(alive=health is Health.UP)
         self._on_change()
 
 

@@ -2,16 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
-from core.errors import NoInstance, UnknownModel
-from core.ids import Fingerprint, InstanceId, RouterId
+from core.errors import BatonError, NoInstance, UnknownModel
+from core.ids import InstanceId, RouterId
 from core.member import Member, Role
-from policy.placement import ROLE_CODES, Table
 from registry.api import Registry
-from router.link import Health, InstanceLink
+from router.link import Health, InstanceLink, Silent
+from router.suspects import Suspects
+from router.view import View
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +22,20 @@ class Membership:
     while the registry is away.
     """
 
-    def __init__(self, registry: Registry, router_id: RouterId, *, silence_s: float) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        router_id: RouterId,
+        view: View,
+        suspects: Suspects,
+        *,
+        silence_s: float,
+    ) -> None:
+        self.view = view
+        """What the links tell."""
         self.changed = asyncio.Event()
         """Set, and replaced by a new one, when an instance came, went or turned."""
+        self._suspects = suspects
         self._registry = registry
         self._router_id = router_id
         self._silence_s = silence_s
@@ -57,6 +67,12 @@ class Membership:
         """Some instance can be used."""
         return any(link.health is Health.UP for link in self._links.values())
 
+    @property
+    def heard_at_s(self) -> Mapping[InstanceId, float]:
+        """Of those whose links are up: when they were last heard."""
+        links = self._links.items()
+        return {name: link.sight.heard_at_s for name, link in links if link.health is Health.UP}
+
     def find_model(self, name: str) -> str:
         """The model as served. Raises NoInstance or UnknownModel."""
         models = sorted({member.model for member in self._known})
@@ -86,6 +102,7 @@ class Membership:
             link = self._links.get(member.instance_id)
             if link is not None and _is_same(link.member, member):
                 link.member = member
+                link.sight.describe(member)
             else:
                 self._replace(group, member, link)
         self._sweep()
@@ -100,7 +117,12 @@ class Membership:
             member.leader_address,
         )
         link = InstanceLink(
-            member, self._router_id, silence_s=self._silence_s, on_change=self._sweep
+            member,
+            self._router_id,
+            silence_s=self._silence_s,
+            sight=self.view.join(member),
+            on_change=self._sweep,
+            on_lost=self._judge,
         )
         self._links[member.instance_id] = link
         self._tasks[link] = group.create_task(link.run())
@@ -114,43 +136,21 @@ class Membership:
         self.changed.set()
         self.changed = asyncio.Event()
 
+    def _judge(self, link: InstanceLink, error: BatonError) -> None:
+        """A crash is what nobody announced, and what the network alone does not explain."""
+        name = link.member.instance_id
+        if isinstance(error, Silent) or link.sight.load.draining:
+            self._suspects.spared(name)
+        else:
+            self._suspects.died(name)
+
     def _drop(self, link: InstanceLink) -> None:
         if self._links.get(link.member.instance_id) is link:
             del self._links[link.member.instance_id]
+            link.sight.leave()
         if (task := self._tasks.pop(link, None)) is not None:
             task.cancel()
 
 
 def _is_same(old: Member, new: Member) -> bool:
     return (old.incarnation, old.addresses) == (new.incarnation, new.addresses)
-
-
-def table_of(links: Sequence[InstanceLink], model: str) -> Table:
-    """The columns that placement decides on; one row per link."""
-    fingerprints = {link.member.fingerprint: 0 for link in links}
-    codes = {name: code for code, name in enumerate(fingerprints)}
-    alive = [link.health is Health.UP and link.member.model == model for link in links]
-    loads = [link.load for link in links]
-
-    def ints(values: Iterable[int]) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
-        return np.fromiter(values, dtype=np.int64, count=len(links))
-
-    return Table(
-        role=ints(ROLE_CODES[link.member.role] for link in links),
-        fingerprint=ints(codes[link.member.fingerprint] for link in links),
-        alive=np.array(alive, dtype=np.bool_),
-        draining=np.array([load.draining for load in loads], dtype=np.bool_),
-        num_prefilling=ints(load.num_prefilling for load in loads),
-        num_pending_prompt_tokens=ints(load.num_pending_prompt_tokens for load in loads),
-        num_incoming=ints(load.num_incoming for load in loads),
-        num_decoding=ints(load.num_decoding for load in loads),
-        num_free_blocks=ints(load.num_free_blocks for load in loads),
-        num_blocks=ints(link.member.num_blocks for link in links),
-        block_size=ints(link.member.block_size for link in links),
-    )
-
-
-def fingerprint_code(links: Sequence[InstanceLink], fingerprint: Fingerprint) -> int:
-    """The number of a fingerprint in `table_of` the same links; -1 when nobody has it."""
-    names = list({link.member.fingerprint: 0 for link in links})
-    return names.index(fingerprint) if fingerprint in names else -1

@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from core.clock import Clock
 from core.config import RouterConfig
-from core.errors import DeadlinePassed
+from core.errors import DeadlinePassed, FieldViolation, InvalidRequest, Saturated
 from core.ids import RequestId
 from core.request import Grammar, Request
+from core.settings import Settings
 from core.validation import (
     Arrival,
     Chat,
@@ -19,11 +21,13 @@ from core.validation import (
     build_request,
     check_draft,
 )
+from policy.admission import refusal
 from policy.fairness import OUTPUT_TOKEN_COST, PROMPT_TOKEN_COST, Claim
 from router.admission import Admission
 from router.answer import Answer
 from router.choice import Choice, Siblings
 from router.events import Accepted, Delta, Event, Finished
+from router.headroom import Headroom
 from router.output import ClientBuffer
 from router.running import Running, RunningRequests
 from router.served_model import ServedModel
@@ -47,17 +51,28 @@ class Orchestrator:
             max_queued=config.max_queued,
             ageing_s=config.ageing_s,
             clock=around.clock,
+            room=Headroom(around.placer, around.clock, config.slo_tpot_s),
         )
         self.model = model
         """Front doors read its defaults."""
         self._around = around
         self._config = config
+        self._settings = Settings()
         self._running = RunningRequests(around.clock)
 
     @property
     def clock(self) -> Clock:
         """The one that deadlines are on."""
         return self._around.clock
+
+    def use(self, settings: Settings) -> None:
+        """From the next request on."""
+        self._settings = settings
+        limits, config = settings.limits, self._config
+        self.admission.use_limits(
+            max_running=limits.max_running or config.max_running,
+            max_queued=limits.max_queued or config.max_queued,
+        )
 
     async def serve(self, draft: RequestDraft, write: Write, *, timeout_s: float | None) -> None:
         """Write the whole answer; `timeout_s` is the transport's own limit.
@@ -79,12 +94,68 @@ class Orchestrator:
         request = await self._build(draft, limits, arrival)
         if request.sampling.grammar is not None:
             await self._check_grammar(request.sampling.grammar)
+        self._around.suspects.check(request)
         left_s = request.deadline_s - self.clock.now_s()
-        with self._running.hold(request) as running:
-            cost = PROMPT_TOKEN_COST * request.num_prompt_tokens
-            async with self.admission.admit(left_s, _claim(request), cost=cost):
+        self._check_priority(request)
+        self._refuse_hopeless(request, left_s)
+        with (
+            self._running.hold(request) as running,
+            self._within_quota(request, draft.num_choices, write) as metered,
+        ):
+            cost = self._weighted(request, PROMPT_TOKEN_COST * request.num_prompt_tokens)
+            async with self.admission.admit(
+                left_s, _claim(request), cost=cost, patience_s=self._config.slo_ttft_s or None
+            ):
                 running.check()
-                await self._run(request, draft.num_choices, running, write)
+                await self._run(request, draft.num_choices, running, metered)
+
+    def _check_priority(self, request: Request) -> None:
+        limit = self._settings.of_tenant(request.tenant).max_priority
+        if request.priority > limit:
+            reason = f"at most {limit} for this tenant, got {request.priority}"
+            raise InvalidRequest((FieldViolation("priority", reason),))
+
+    @contextmanager
+    def _within_quota(self, request: Request, num_choices: int, write: Write) -> Iterator[Write]:
+        """Takes what the answer may need, and gives back what it did not; counts what is written.
+
+        So nobody passes a quota by many answers at once. Raises QuotaExceeded.
+        """
+        num_most = num_choices * request.stop.max_tokens
+        num_written = 0
+
+        async def counted(event: Event) -> None:
+            nonlocal num_written
+            if isinstance(event, Delta):
+                num_written += len(event.token_ids)
+            await write(event)
+
+        quotas = self._around.quotas
+        quotas.admit(request.tenant, request.num_prompt_tokens + num_most)
+        try:
+            yield counted
+        finally:
+            quotas.refund(request.tenant, num_most - num_written)
+
+    def _weighted(self, request: Request, cost: float) -> float:
+        return cost / self._settings.of_tenant(request.tenant).weight
+
+    def _refuse_hopeless(self, request: Request, left_s: float) -> None:
+        """Raise what the client would learn later, when the work has been done for nothing."""
+        seen = self._around.placer.forecast(request)
+        if seen is None:
+            return
+        line_wait_s = self.admission.line_wait_s
+        verdict = refusal(seen, line_wait_s, left_s, self._config.slo_ttft_s)
+        if verdict is None:
+            return
+        why = (
+            f"first token predicted in {verdict.predicted_s:.3g} s,"
+            f" allowed are {verdict.allowed_s:.3g} s"
+        )
+        if verdict.by_load:
+            raise Saturated(why, retry_after_s=verdict.retry_after_s)
+        raise DeadlinePassed(f"{why}, even if nobody else were here")
 
     async def drain(self) -> None:
         """Refuse new requests; return when the old have ended."""
@@ -92,7 +163,8 @@ class Orchestrator:
         await self.admission.idle.wait()
 
     def _allowed_s(self, draft: RequestDraft, timeout_s: float | None) -> float:
-        own_s = self._config.default_timeout_s if draft.timeout_s is None else draft.timeout_s
+        default_s = self._settings.limits.default_timeout_s or self._config.default_timeout_s
+        own_s = default_s if draft.timeout_s is None else draft.timeout_s
         allowed_s = own_s if timeout_s is None else min(own_s, timeout_s)
         if allowed_s <= 0:
             raise DeadlinePassed("the deadline had passed on arrival")
@@ -168,7 +240,7 @@ class Orchestrator:
                 await write(event)
                 num_finished += isinstance(event, Finished)
                 if isinstance(event, Delta):
-                    cost = OUTPUT_TOKEN_COST * len(event.token_ids)
+                    cost = self._weighted(request, OUTPUT_TOKEN_COST * len(event.token_ids))
                     self.admission.charge(request.tenant, cost)
         buffer.over.set()
 

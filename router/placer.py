@@ -1,16 +1,27 @@
-"""From the links to one request's instances: the shell around policy.placement."""
+"""From the view to one request's instances: the shell around policy.placement."""
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from core.config import RouterConfig
 from core.ids import Fingerprint, InstanceId
-from core.member import Role
-from policy.placement import Need, Phase, PickState, place
+from core.request import Request
+from core.settings import Settings
+from policy.admission import Forecast, forecast, num_free_answers
+from policy.mixed_pool import Thresholds, leaving_helpers, next_helper
+from policy.placement import Criteria, Need, PickState, able_rows, place
+from policy.predict import prefill_wait_s, room_wait_s, step_after_s
+from policy.table import Ask, Floats, Ints, Phase, Weights
 from router.link import InstanceLink
-from router.membership import Membership, fingerprint_code, table_of
+from router.membership import Membership
+from router.outliers import Outliers
+from router.prefix_index import PromptNames
 
 logger = logging.getLogger(__name__)
+
+
+HELP_EVERY_S = 0.05
+"""Who helps is looked at as often as reports come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +32,9 @@ class Wanted:
     model: str
     num_tokens: int
     """Of context at most."""
-    num_input_tokens: int
+    input_token_ids: tuple[int, ...]
     """To prefill now."""
+    tenant: str
     fingerprint: Fingerprint | None
     """None before anything of it was placed."""
     avoid: frozenset[InstanceId]
@@ -30,76 +42,142 @@ class Wanted:
     """Where its KV is or will be."""
     prefer_id: InstanceId | None = None
     """Where another choice of the request was prefilled."""
+    sink_id: InstanceId | None = None
+    """Where its KV goes, when only a prefill is wanted."""
 
 
 class Placer:
-    """Keeps the pick states; one per router."""
+    """Keeps the pick states and who helps; one per router."""
 
-    def __init__(self, membership: Membership, policy: str, seed: int) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        outliers: Outliers,
+        prompts: PromptNames,
+        config: RouterConfig,
+        seed: int,
+    ) -> None:
         self._membership = membership
-        self._policy = policy
+        self._outliers = outliers
+        self._view = membership.view
+        self._prompts = prompts
+        self._config = config
+        self._policy, self._weights = config.policy, Weights()
+        self._thresholds = Thresholds(config.help_above_s, config.help_above_s / 4)
         self._states = {phase: PickState(seed + phase) for phase in Phase}
+        self._helped_at_s = dict.fromkeys(Phase, -HELP_EVERY_S)
+
+    def use(self, settings: Settings) -> None:
+        """From the next placement on."""
+        policy = settings.policy
+        self._policy = policy.name or self._config.policy
+        self._weights = Weights(work=policy.work, disturbance=policy.disturbance)
 
     def place(self, wanted: Wanted) -> dict[Phase, InstanceLink]:
         """An instance for every wanted phase. Raises NoInstance or Saturated."""
-        found: dict[Phase, InstanceLink] = {}
-        fingerprint = wanted.fingerprint
-        for phase in sorted(wanted.phases):
-            found[phase] = self._place_one(phase, replace(wanted, fingerprint=fingerprint))
-            # Prefill and decode of one request are of one fingerprint, always.
-            fingerprint = found[phase].member.fingerprint
-            wanted = replace(wanted, source_id=found[phase].member.instance_id)
-        for phase, link in found.items():
-            _expect(link, phase, wanted.num_input_tokens)
-        return found
-
-    def _place_one(self, phase: Phase, wanted: Wanted) -> InstanceLink:
-        links = self._membership.links
-        code = None
-        if wanted.fingerprint is not None:
-            code = fingerprint_code(links, wanted.fingerprint)
-        need = Need(
-            phase=phase,
-            num_tokens=wanted.num_tokens,
-            fingerprint=code,
-            avoid=_rows(links, wanted.avoid),
-            prefer=_row(links, _preferred(links, phase, wanted)),
+        fleet = self._view.fleet
+        source = None if wanted.source_id is None else fleet.rows.get(wanted.source_id)
+        need = self._need_of(wanted.model, wanted.num_tokens)._replace(
+            num_input_tokens=len(wanted.input_token_ids),
+            hit_tokens=self._hits(wanted),
+            fingerprint=fleet.fingerprint_code(wanted.fingerprint),
+            avoid=frozenset(fleet.rows[name] for name in wanted.avoid if name in fleet.rows),
+            source=source,
+            prefer=None if wanted.prefer_id is None else fleet.rows.get(wanted.prefer_id),
         )
-        decision = place(table_of(links, wanted.model), need, self._policy, self._states[phase])
-        self._states[phase] = decision.state
-        link = links[decision.row]
-        logger.debug("placed %s on %s: %s", phase.name, link.member.instance_id, decision.reasons)
+        rows, by = dict[Phase, int](), self.criteria()
+        for phase in sorted(wanted.phases):
+            if phase is Phase.DECODE:
+                # A handoff to itself moves nothing.
+                need = need._replace(phase=phase, prefer=need.source)
+            partner_id = wanted.sink_id if need.source is None else fleet.name(need.source)
+            need = need._replace(ejected=self._outliers.rows(partner_id))
+            row = rows[phase] = self._pick(need, by)
+            # Prefill and decode of one request are of one fingerprint, always.
+            code = int(fleet.table.fingerprint[row])
+            need = need._replace(fingerprint=code, source=row)
+        return {phase: self._take(phase, row, need) for phase, row in rows.items()}
+
+    def forecast(self, request: Request) -> Forecast | None:
+        """When its first token can be expected; None while nothing was seen to tell by."""
+        fleet, observed = self._view.fleet, self._view.observed
+        if not fleet.has_seen(Phase.PREFILL):
+            return None
+        prompt = self._prompts.of(request.tenant, request.prompt_token_ids)
+        hits = self._view.index.hit_tokens(prompt, len(fleet.table.role))
+        num_tokens = request.num_prompt_tokens + request.stop.max_tokens
+        ask = Ask(request.num_prompt_tokens, num_tokens, hits, -1)
+        able = able_rows(fleet.table, self._need_of(request.model, num_tokens))
+        return forecast(observed.model, fleet.table, able, ask)
+
+    def num_free_answers(self, target_s: float) -> int | None:
+        """That fit a TPOT target, over all models; None while nothing was seen to tell by."""
+        fleet = self._view.fleet
+        if not fleet.has_seen(Phase.DECODE):
+            return None
+        able = fleet.table.alive & ~fleet.table.draining
+        return num_free_answers(self._view.observed.model, fleet.table, able, target_s)
+
+    def criteria(self) -> Criteria:
+        """By what is judged now."""
+        observed = self._view.observed
+        return Criteria(
+            policy=self._policy,
+            model=observed.model,
+            links=observed.links,
+            weights=self._weights,
+            max_local_prefill_tokens=self._config.max_local_prefill_tokens,
+        )
+
+    def _need_of(self, model: str, num_tokens: int) -> Need:
+        code = self._view.fleet.code("model", model)
+        return Need(phase=Phase.PREFILL, num_tokens=num_tokens, model=code)
+
+    def _pick(self, need: Need, by: Criteria) -> int:
+        self._adjust_help(need)
+        table, state = self._view.fleet.table, self._states[need.phase]
+        decision = place(table, need, by, state)
+        self._states[need.phase] = decision.state
+        logger.debug("placed %s on row %d: %s", need.phase.name, decision.row, decision.reasons)
+        return decision.row
+
+    def _take(self, phase: Phase, row: int, need: Need) -> InstanceLink:
+        link = self._membership.get(self._view.fleet.name(row))
+        assert link is not None, "a row in use has its link"
+        hits = 0 if need.hit_tokens is None else int(need.hit_tokens[row])
+        link.sight.expect(phase, max(1, need.num_input_tokens - hits))
         return link
 
+    def _hits(self, wanted: Wanted) -> Ints:
+        prompt = self._prompts.of(wanted.tenant, wanted.input_token_ids)
+        return self._view.index.hit_tokens(prompt, len(self._view.fleet.table.role))
 
-def _rows(links: Iterable[InstanceLink], names: frozenset[InstanceId]) -> frozenset[int]:
-    return frozenset(row for row, link in enumerate(links) if link.member.instance_id in names)
+    # --- mixed pool -------------------------------------------------------------------------
 
+    def _adjust_help(self, need: Need) -> None:
+        """Let one more instance help, or those leave that have nothing to do here any more."""
+        now_s = self._view.clock.now_s()
+        if now_s - self._helped_at_s[need.phase] < HELP_EVERY_S:
+            return
+        self._helped_at_s[need.phase] = now_s
+        table, phase = self._view.fleet.table, need.phase
+        able = able_rows(table, need._replace(avoid=frozenset()))
+        waits_s = self._waits_s(need)
+        if table.helps.any():
+            leaving = leaving_helpers(table, able, phase, waits_s, self._thresholds)
+            for row in leaving.nonzero()[0].tolist():
+                self._help(row, helps=False)
+        if (helper := next_helper(table, able, phase, waits_s, self._thresholds)) >= 0:
+            self._help(helper, helps=True)
 
-def _row(links: Iterable[InstanceLink], name: InstanceId | None) -> int | None:
-    return next((row for row, link in enumerate(links) if link.member.instance_id == name), None)
+    def _waits_s(self, need: Need) -> Floats:
+        table, model = self._view.fleet.table, self._view.observed.model
+        if need.phase is Phase.PREFILL:
+            return prefill_wait_s(model, table)
+        ask = need.ask(len(table.role))
+        return room_wait_s(table, ask, step_after_s(model, table, ask))
 
-
-def _preferred(links: Iterable[InstanceLink], phase: Phase, wanted: Wanted) -> InstanceId | None:
-    """For decode a mixed instance that prefills: a handoff to itself moves nothing."""
-    if phase is Phase.PREFILL:
-        return wanted.prefer_id
-    source = next((link for link in links if link.member.instance_id == wanted.source_id), None)
-    is_mixed = source is not None and source.member.role is Role.MIXED
-    return wanted.source_id if is_mixed else None
-
-
-def _expect(link: InstanceLink, phase: Phase, num_input_tokens: int) -> None:
-    """Count what was just placed until the instance's next report counts it.
-
-    Without this all requests between two reports would go to the same instance.
-    """
-    load = link.load
-    if phase is Phase.PREFILL:
-        link.load = replace(
-            load,
-            num_prefilling=load.num_prefilling + 1,
-            num_pending_prompt_tokens=load.num_pending_prompt_tokens + num_input_tokens,
-        )
-    else:
-        link.load = replace(load, num_incoming=load.num_incoming + 1)
+    def _help(self, row: int, *, helps: bool) -> None:
+        name = self._view.fleet.name(row)
+        logger.info("instance %s %s", name, "helps the other pool" if helps else "helps no more")
+        self._view.fleet.help(row, helps=helps)

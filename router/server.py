@@ -8,26 +8,34 @@ import logging
 import secrets
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from core.capability import Capabilities
 from core.clock import Clock, MonotonicClock
 from core.ids import Fingerprint, InstanceId
 from core.member import Member, Role
 from core.work import PROTOCOL_VERSION
-from registry.api import Registry
+from registry.api import Registry, RegistryUnavailable
 from registry.connect import connect
 from registry.heartbeat import keep_announced
 from registry.shared import Shared, join_shared, keep_shared
-from router import cluster_service, generation_service
+from router import cluster_service, generation_service, settings_service
 from router.cluster_service import ClusterService
 from router.generation_service import GenerationService
-from router.kv_index import PromptNames
 from router.membership import Membership
 from router.orchestrator import Orchestrator
+from router.outliers import Outliers
 from router.placer import Placer
+from router.prefix_index import PromptNames
+from router.quotas import Quotas
+from router.retries import Retries
 from router.served_model import ServedModel
+from router.settings_service import SettingsService
 from router.spec import RouterSpec
+from router.steering import Steering, use_log_level
 from router.surroundings import Surroundings
+from router.suspects import Suspects
+from router.view import View
 from rpc.options import Plane
 from rpc.process import run_process
 from rpc.serve import Life, bind, build, serve
@@ -71,30 +79,51 @@ class _Router:
         self._shared = shared
         self._capabilities = Capabilities(shared.key, shared.now_s)
         config = spec.config
-        self._membership = Membership(registry, spec.router_id, silence_s=config.silence_s)
+        view = View(spec.speed.model(), shared.clock)
+        suspects, outliers = Suspects(shared.clock), Outliers(view.fleet, shared.clock)
+        self._membership = Membership(
+            registry, spec.router_id, view, suspects, silence_s=config.silence_s
+        )
+        prompts = PromptNames(shared.key)
+        placer = Placer(self._membership, outliers, prompts, config, seed=secrets.randbits(32))
+        self._quotas = Quotas(registry, spec.router_id, shared.clock)
         around = Surroundings(
             router_id=spec.router_id,
             membership=self._membership,
-            placer=Placer(self._membership, config.policy, seed=secrets.randbits(32)),
+            placer=placer,
+            quotas=self._quotas,
             clock=shared.clock,
             capabilities=self._capabilities,
-            prompts=PromptNames(shared.key),
+            prompts=prompts,
+            outliers=outliers,
+            retries=Retries(shared.clock),
+            suspects=suspects,
             max_attempts=config.max_attempts,
         )
         self._orchestrator = Orchestrator(around, model, config)
+        users = (self._orchestrator.use, placer.use, self._quotas.use, use_log_level)
+        self._steering = Steering(registry, users)
 
     async def run(self, stop: asyncio.Event, ready: Ready) -> None:
         """Serve until `stop`, or until a Drain call has been carried out."""
-        names = (generation_service.SERVICE, cluster_service.SERVICE)
+        names = (generation_service.SERVICE, cluster_service.SERVICE, settings_service.SERVICE)
         server = await build(Plane.CLIENT, names)
         GenerationService(self._orchestrator).add_to(server.grpc)
         admission = self._orchestrator.admission
-        ClusterService(self._membership, admission, drain=lambda _: stop.set()).add_to(server.grpc)
+        cluster = ClusterService(
+            self._membership, admission, self._steering, drain=lambda _: stop.set()
+        )
+        cluster.add_to(server.grpc)
+        SettingsService(self._registry, self._steering).add_to(server.grpc)
         address = f"{self._spec.host}:{bind(server, f'{self._spec.host}:{self._spec.port}')}"
         member = _member(self._spec, address)
         serving = asyncio.Event()
 
         async def announce() -> None:
+            with suppress(RegistryUnavailable):
+                # Before the first request, where that can be.
+                await self._steering.refresh()
+                await self._quotas.reconcile()
             serving.set()
             ready(address)
             await keep_announced(self._registry, lambda: member, stop=stop)
@@ -107,7 +136,8 @@ class _Router:
         life = Life(
             ready=serving, stop=stop, drain=self._orchestrator.drain, drain_s=self._spec.drain_s
         )
-        await serve(server, (self._membership.run, announce, share), life)
+        loops = (self._membership.run, announce, share, self._steering.run, self._quotas.run)
+        await serve(server, loops, life)
 
 
 def _member(spec: RouterSpec, address: str) -> Member:

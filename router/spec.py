@@ -8,7 +8,36 @@ from typing import Any
 from core.config import RouterConfig
 from core.errors import ConfigError
 from core.ids import RouterId
+from core.json_tree import tree
 from core.member import is_address
+from core.profile import ALONE, LOADED, DecodeFit, PrefillFit, Profile
+from policy.latency import LatencyModel, model_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What predictions start from; each instance is corrected by what is observed there."""
+
+    prefill: PrefillFit = field(
+        default_factory=lambda: PrefillFit(base_s=0.01, per_token_s=1e-3, per_pair_s=2e-7)
+    )
+    decode: DecodeFit = field(
+        default_factory=lambda: DecodeFit(
+            batches=(1, 64), batch_s=(0.02, 0.2), num_context_tokens=(0, 65_536), context_s=(0, 0.2)
+        )
+    )
+    """The shape of a small model on a CPU: how long things are compared to each other."""
+
+    def model(self) -> LatencyModel:
+        """As predictions want it."""
+        return model_of(self.prefill, self.decode, points=())
+
+
+def speed_of(profile: Profile) -> Speed:
+    """Of its first layout, on a busy machine where that was measured: others run there too."""
+    conditions = {condition.name: condition for condition in profile.layouts[0].conditions}
+    condition = conditions.get(LOADED, conditions[ALONE])
+    return Speed(prefill=condition.prefill, decode=condition.decode)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +53,7 @@ class RouterSpec:
     cluster: str
     """Name of the cluster in the registry."""
     config: RouterConfig = field(default_factory=RouterConfig)
+    speed: Speed = field(default_factory=Speed)
     host: str = "127.0.0.1"
     """Listened on, and told to others."""
     port: int = 0
@@ -50,8 +80,11 @@ class RouterSpec:
         """Of what `to_json` wrote. Raises ConfigError."""
         try:
             values: dict[str, Any] = json.loads(text)
-            config = RouterConfig(**values["config"])
-            rest = {key: value for key, value in values.items() if key != "config"}
-            return cls(**{**rest, "model_dir": Path(rest["model_dir"]), "config": config})
+            values["config"] = RouterConfig(**values["config"])
+            problems: list[str] = []
+            values["speed"] = tree(Speed, values["speed"], "speed", problems)
+            if problems:
+                raise ConfigError(tuple(problems))
+            return cls(**{**values, "model_dir": Path(values["model_dir"])})
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError((f"router spec: {error}",)) from error

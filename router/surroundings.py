@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from core.capability import Capabilities
 from core.clock import Clock
 from core.ids import RouterId
-from router.kv_index import PromptNames
 from router.membership import Membership
+from router.outliers import Outliers
 from router.placer import Placer
+from router.prefix_index import PromptNames
+from router.quotas import Quotas
+from router.retries import Retries
+from router.suspects import Suspects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +21,13 @@ class Surroundings:
     router_id: RouterId
     membership: Membership
     placer: Placer
+    quotas: Quotas
     clock: Clock
     capabilities: Capabilities
     """Signs who may fetch from whom."""
     prompts: PromptNames
     """Tells who caches how much of a prompt."""
+    outliers: Outliers
+    retries: Retries
+    suspects: Suspects
     max_attempts: int

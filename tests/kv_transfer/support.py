@@ -155,6 +155,7 @@ class Instance:
     fetcher: Fetcher
     server: grpc.aio.Server
     address: str
+    clock: Clock
     ended: list[Source] = field(default_factory=list)
 
     def peer(self, sink: Sink) -> Peer:
@@ -181,7 +182,10 @@ class Instance:
         return np.random.default_rng(seed).bytes(num_tokens * self.layout.bytes_per_token)
 
     def finish(self, source: Source) -> bool:
-        token = FirstToken(token_id=7, position=0, finish_reason=None, sampled_at_s=0.0)
+        # By the clock that the instance goes by: how long ago that was is told to the other side.
+        token = FirstToken(
+            token_id=7, position=0, finish_reason=None, sampled_at_s=self.clock.now_s()
+        )
         return self.book.finished(source, token)
 
     def prefill(self, num_tokens: int, fence: Fence = FIRST, handoff_id: HandoffId = ID) -> bytes:
@@ -260,6 +264,7 @@ async def instance(
             book=book,
             fetcher=fetcher,
             server=server.grpc,
+            clock=clock,
             address=f"127.0.0.1:{port}",
         )
     finally:

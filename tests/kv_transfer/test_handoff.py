@@ -62,7 +62,8 @@ async def test_segments_flow_while_prefill_computes() -> None:
             assert not fetching.done()
             prefill.finish(source)
         assert decode.take(sink) == kv
-        assert fetching.result().timing.first_segment_lead_s == 0.0  # sampled at 0 on its clock
+        # Most of it had left when the token was sampled.
+        assert fetching.result().timing.first_segment_lead_s > 0.0
 
 
 async def test_decode_may_use_other_blocks() -> None:

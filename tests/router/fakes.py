@@ -51,6 +51,8 @@ class FakeInstance(
         self.acks: list[workers_pb2.Ack] = []
         self.num_prefills_open = 0
         self.is_dead = False
+        self.death: asyncio.Future[None] | None = None
+        """Of its own doing."""
         self.happened = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -72,6 +74,15 @@ class FakeInstance(
         self._forget()
         if self._server is not None:
             await self._server.stop(None)
+
+    async def _survive(self, work: workers_pb2.WorkRequest, position: int | None) -> None:
+        """Go on, unless this is what kills."""
+        poison = self.script.poison
+        if poison is None or poison.position != position:
+            return
+        if work.prompt_token_ids[0] == poison.token_id:
+            self.death = asyncio.ensure_future(self.kill())
+            await asyncio.Event().wait()
 
     def _forget(self) -> None:
         for task in self._tasks:
@@ -127,6 +138,7 @@ class FakeInstance(
         work = request.work
         lease = self.lease_of(work.handoff_id, fence_of(work.fence))
         yield workers_pb2.PrefillEvent(started=workers_pb2.PrefillStarted(queue_s=0.001))
+        await self._survive(work, None)
         if self.script.prefill_gate is not None:
             await self.script.prefill_gate.pass_through()
         position = len(work.output_token_ids)
@@ -135,7 +147,7 @@ class FakeInstance(
             position=position,
             token_id=token_at(work, position),
             finish_reason=finish,
-            timing=types_pb2.PrefillTiming(queue_s=0.001, compute_s=0.002),
+            timing=types_pb2.PrefillTiming(queue_s=0.001, compute_s=self.script.prefill_compute_s),
             logprobs=logprobs_at(work, position),
         )
         yield workers_pb2.PrefillEvent(token=token)
@@ -283,6 +295,7 @@ class FakeInstance(
 
     async def _step(self, job: Job, position: int) -> bool:
         """Decode one frame's tokens; whether the answer has ended."""
+        await self._survive(job.work, position)
         if (gate := self.script.token_gates.get(position)) is not None:
             await gate.pass_through()
         if (status := self.script.output_errors.pop(position, None)) is not None:

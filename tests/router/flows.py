@@ -7,7 +7,7 @@ from core.errors import PeerLost
 from core.ids import InstanceId, RequestId
 from core.lifecycle import State
 from core.request import FinishReason, Request, SamplingParams, StopParams, TokenLogprobs
-from policy.placement import Phase
+from policy.table import Phase
 from router.actions import Action, Output
 from router.flow import Flow
 

@@ -25,6 +25,15 @@ class Gate:
             await self.reached.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class Poison:
+    """What kills the process: a prompt that begins so, in its prefill or at a position."""
+
+    token_id: int
+    position: int | None = None
+    """None: in its prefill."""
+
+
 @dataclass(slots=True, eq=False)
 class Script:
     """What one instance does differently."""
@@ -41,6 +50,9 @@ class Script:
     """Position → status with which decode ends the request, once."""
     kv_lost: int = 0
     """So many handoffs lose their KV."""
+    poison: Poison | None = None
     mute: bool = False
     """No frame, no beat."""
+    prefill_compute_s: float = 0.002
+    """What it says that a prompt took."""
     num_tokens_per_frame: int = 1

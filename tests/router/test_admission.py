@@ -15,14 +15,31 @@ from router.admission import Admission
 BOUND_S = 5.0
 
 
+class FakeRoom:
+    """Of the instances: so many more."""
+
+    def __init__(self, num_free: int = 1_000_000) -> None:
+        self.num_free = num_free
+
+    def has_room(self) -> bool:
+        return self.num_free > 0
+
+    def taken(self) -> None:
+        self.num_free -= 1
+
+
 def admission_of(
-    max_running: int = 1, max_queued: int = 8, clock: ManualClock | None = None
+    max_running: int = 1,
+    max_queued: int = 8,
+    clock: ManualClock | None = None,
+    room: FakeRoom | None = None,
 ) -> Admission:
     return Admission(
         max_running=max_running,
         max_queued=max_queued,
         ageing_s=10.0,
         clock=clock or ManualClock(),
+        room=room or FakeRoom(),
     )
 
 
@@ -228,3 +245,64 @@ async def test_a_flood_gets_no_more_than_its_neighbour(cost_a: int, cost_b: int)
         visit.task.cancel()
     await asyncio.wait({visit.task for visit in visits})
     assert admission.idle.is_set()
+
+
+async def test_instances_without_room_let_nobody_more_in() -> None:
+    room = FakeRoom(2)
+    admission = admission_of(max_running=9, room=room)
+    visits = [Visit(admission) for _ in range(4)]
+    await visits[1].until_inside()
+    assert (admission.num_running, admission.num_queued) == (2, 2)
+    # Somebody left, and the instances have room for one: a place for one.
+    room.num_free = 1
+    await visits[0].end()
+    await visits[2].until_inside()
+    assert (admission.num_running, admission.num_queued) == (2, 1)
+    # Whoever comes is the occasion to look again, and does not pass who waits.
+    room.num_free = 1
+    late = Visit(admission)
+    await visits[3].until_inside()
+    assert admission.num_queued == 1
+    room.num_free = 9
+    for visit in (*visits[1:], late):
+        await visit.end()
+    assert admission.idle.is_set()
+
+
+async def test_one_runs_even_where_there_is_no_room() -> None:
+    admission = admission_of(max_running=9, room=FakeRoom(0))
+    first, second = Visit(admission), Visit(admission)
+    await first.until_inside()
+    assert admission.num_queued == 1
+    await first.end()
+    await second.until_inside()
+    await second.end()
+
+
+async def test_who_has_waited_long_enough_is_refused_with_a_hint() -> None:
+    admission = admission_of()
+    first = Visit(admission)
+    await first.until_inside()
+    with pytest.raises(Saturated) as refused:
+        async with admission.admit(BOUND_S, first.claim, patience_s=0.001):
+            pass
+    assert refused.value.retry_after_s > 0
+    assert admission.num_queued == 0
+    await first.end()
+
+
+async def test_the_wait_is_told_from_how_long_others_stayed() -> None:
+    clock = ManualClock()
+    admission = admission_of(max_running=2, clock=clock)
+    assert admission.line_wait_s == 0.0
+    first, second = Visit(admission), Visit(admission)
+    await second.until_inside()
+    clock.advance(3.0)
+    await first.end()
+    third, fourth = Visit(admission), Visit(admission)
+    await third.until_inside()
+    # One waits; the next one is second in line, behind two that stay 3 s each.
+    assert admission.num_queued == 1
+    assert admission.line_wait_s == 3.0
+    for visit in (second, third, fourth):
+        await visit.end()

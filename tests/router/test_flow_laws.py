@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from core.errors import WrongState
 from core.request import FinishReason, TokenLogprobs
 from core.work import KvLostReason
-from policy.placement import Phase
+from policy.table import Phase
 from router.actions import (
     Action,
     CancelPrefill,
