@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-NAMES = ("smoke", "engine", "ranks", "kv_transfer", "handoff", "gpu")
+NAMES = ("smoke", "engine", "ranks", "kv_transfer", "handoff", "router", "gpu")
 
 app = typer.Typer(add_completion=False, help="Measure Baton's claims, baselines in the same run.")
 
