@@ -77,8 +77,10 @@ class Witness:
             outliers.handed_over(prefill.instance_id, instance_id)
         elif output.kv_lost is not None and output.attempt == decode.told_attempt:
             outliers.kv_lost(prefill.instance_id, instance_id, output.kv_lost)
-            if output.kv_lost is KvLostReason.PEER and prefill.attempt == self._computing_attempt:
-                # The stream between the two may break before the one to here does.
+            is_prefilling = self._flow.state is State.PREFILLING
+            if output.kv_lost is KvLostReason.PEER and is_prefilling:
+                # The stream between the two may break before the one to here does, and before the
+                # word that its first step runs is read.
                 self._around.suspects.broke(self._case, prefill.instance_id)
 
     def look(self) -> None:
@@ -111,7 +113,10 @@ class Witness:
 
     @property
     def is_undecided(self) -> bool:
-        """An instance that may have died under it: whether it did is known in a moment."""
+        """An instance that may have died under it: whether it did, and who else, is known in a
+        moment."""
+        if self._flow.num_attempts and self._around.suspects.is_settling:
+            return True
         heard_at_s = self._around.membership.heard_at_s
         return self._around.suspects.is_undecided(self._case, heard_at_s)
 

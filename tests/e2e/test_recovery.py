@@ -37,6 +37,7 @@ async def _ask_and_kill(
 ) -> Answer:
     """SIGKILL the busy victim (or everybody `victim` names) once so many tokens have arrived."""
     cluster, token_ids, killed = running.cluster, list[int](), False
+    pids = {name: await cluster.pid(name) for name in cluster.actors if victim(name)}
     async with AsyncClient(cluster.router_addresses) as client:
         async for event in client.generate(
             token_ids=question.prompt,
@@ -54,7 +55,7 @@ async def _ask_and_kill(
             if not killed and len(token_ids) >= after_tokens:
                 killed = True
                 for name in await _victims(running, victim, everybody=everybody):
-                    os.kill(await cluster.pid(name), signal.SIGKILL)
+                    os.kill(pids[name], signal.SIGKILL)
     raise AssertionError("the stream ended without Finished")
 
 

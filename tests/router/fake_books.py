@@ -16,6 +16,11 @@ class Lease:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     is_committed: bool = False
 
+    @property
+    def is_expected(self) -> bool:
+        """A Fetch is here, its Prefill is not."""
+        return self.fence[1] == 0
+
 
 @dataclass(slots=True, eq=False)
 class Job:

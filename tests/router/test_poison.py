@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from core.clock import ManualClock
 from core.config import RouterConfig
-from core.errors import Quarantined
+from core.errors import DeadlinePassed, NoInstance, Quarantined
 from core.ids import InstanceId, RequestId
 from core.request import Request, SamplingParams, StopParams
 from router.client import Completion
@@ -120,6 +120,22 @@ async def test_what_is_no_crash_makes_nobody_guilty(
     assert (await asked.answer()).timing.num_attempts >= 3
 
 
+@pytest.mark.parametrize("num_tokens", [1, 11])
+async def test_a_power_cut_makes_nobody_guilty(stage: OpenStage, num_tokens: int) -> None:
+    """All die at once; the first whose death is heard of must not send the request to the next."""
+    on = await stage("pppddd")
+    gates = [gate_token(num_tokens)(peer) for peer in on.peers.values()]
+    asked = ask(on.client, timeout_s=3.0)
+    await asked.until_tokens(num_tokens)
+    async with asyncio.TaskGroup() as group:
+        for peer in on.peers.values():
+            group.create_task(peer.kill())
+    for gate in gates:
+        gate.open.set()
+    with pytest.raises((NoInstance, DeadlinePassed)):
+        await asked.answer()
+
+
 # --- the shell alone ------------------------------------------------------------------------
 
 
@@ -226,3 +242,16 @@ def test_a_broken_stream_is_judged_once_it_is_known_why() -> None:
     assert suspects.apart_from(case) == frozenset()
     kill_by(suspects, case, D1)
     assert is_refused(suspects, case.request)
+
+
+def test_deaths_of_one_moment_are_waited_for() -> None:
+    suspects = Suspects(clock := ManualClock())
+    assert not suspects.is_settling
+    suspects.died(D0)
+    clock.advance(0.04)
+    assert suspects.is_settling
+    suspects.died(D1)
+    clock.advance(0.04)
+    assert suspects.is_settling
+    clock.advance(0.02)
+    assert not suspects.is_settling
