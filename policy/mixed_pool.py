@@ -1,7 +1,8 @@
 """When an instance takes work of the other phase, and when it returns (Splitwise, section 4.4).
 
-Nobody changes its role: it helps while its own pool can spare it, and leaves when it has no such
-work any more. Two thresholds, so that it does not come and go.
+Nobody changes its role: it takes work of the other phase while its own pool can spare it, and
+takes none any more once the others could do what it has, too; what it has begun it ends. Two
+thresholds, so that it does not come and go.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,8 @@ class Thresholds(NamedTuple):
     above_s: float
     """One more instance helps from here on."""
     below_s: float
-    """Helpers without such work leave from here down."""
+    """Helpers leave from here down, their own work of the phase counted in: else those that share
+    a load with the pool would leave it alone again at once."""
 
 
 def takes(table: Table, phase: int) -> Bools:
@@ -25,13 +27,6 @@ def takes(table: Table, phase: int) -> Bools:
     own = PREFILL_ROLE if phase == Phase.PREFILL else DECODE_ROLE
     serves: Bools = (table.role == own) | (table.role == MIXED_ROLE) | table.helps
     return serves
-
-
-def busy_with_other_phase(table: Table, phase: int) -> Bools:
-    """Who has work of this phase."""
-    prompts: Bools = table.num_prefilling > 0
-    answers: Bools = (table.num_decoding + table.num_incoming) > 0
-    return prompts if phase == Phase.PREFILL else answers
 
 
 def next_helper(
@@ -58,10 +53,10 @@ def next_helper(
 def leaving_helpers(
     table: Table, able: Bools, phase: int, waits_s: Floats, thresholds: Thresholds
 ) -> Bools:
-    """Who has helped this phase and goes back to its own alone."""
+    """Who has helped this phase and takes only its own again."""
     foreign = DECODE_ROLE if phase == Phase.PREFILL else PREFILL_ROLE
-    helpers: Bools = table.helps & (table.role == foreign) & ~busy_with_other_phase(table, phase)
+    helpers: Bools = table.helps & (table.role == foreign)
     others = able & takes(table, phase) & ~helpers
-    if not others.any() or np.min(np.where(others, waits_s, np.inf)) >= thresholds.below_s:
-        return np.zeros_like(helpers)
-    return helpers
+    least_s = np.min(np.where(others, waits_s, np.inf))
+    leaving: Bools = helpers & (least_s + waits_s < thresholds.below_s)
+    return leaving

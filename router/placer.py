@@ -155,7 +155,7 @@ class Placer:
     # --- mixed pool -------------------------------------------------------------------------
 
     def _adjust_help(self, need: Need) -> None:
-        """Let one more instance help, or those leave that have nothing to do here any more."""
+        """Let one more instance help, or those leave that are not needed here any more."""
         now_s = self._view.clock.now_s()
         if now_s - self._helped_at_s[need.phase] < HELP_EVERY_S:
             return

@@ -58,25 +58,33 @@ def test_begins(phase: Phase, rows: list[dict[str, Any]], waits_s: list[float], 
 
 
 LEAVES = [
-    # id                            phase          helper                             waits_s want
-    ("nothing to do", Phase.PREFILL, row(D, helps=True), 0.2, True),
-    ("the pool is not calm yet", Phase.PREFILL, row(D, helps=True), 0.3, False),
-    ("work of the other phase", Phase.PREFILL, row(D, helps=True, num_prefilling=1), 0, False),
-    ("its own work is no reason", Phase.PREFILL, row(D, helps=True, num_decoding=9), 0, True),
-    ("who helps the other way", Phase.PREFILL, row(P, helps=True), 0, False),
-    ("decode's helper", Phase.DECODE, row(P, helps=True), 0, True),
-    ("who still writes answers", Phase.DECODE, row(P, helps=True, num_decoding=1), 0, False),
+    # id                            phase          helper             waits_s: own, helper's want
+    ("the pool is calm", Phase.PREFILL, row(D, helps=True), (0.2, 0), True),
+    ("it is not yet", Phase.PREFILL, row(D, helps=True), (0.3, 0), False),
+    ("but for what the helper has", Phase.PREFILL, row(D, helps=True), (0.2, 0.1), False),
+    ("with what the helper has", Phase.PREFILL, row(D, helps=True), (0.1, 0.1), True),
+    ("its own work is no reason", Phase.PREFILL, row(D, helps=True, num_decoding=9), (0, 0), True),
+    ("who helps the other way", Phase.PREFILL, row(P, helps=True), (0, 0), False),
+    ("decode's helper", Phase.DECODE, row(P, helps=True), (0, 0), True),
 ]
 
 
 @pytest.mark.parametrize(
-    ("phase", "helper", "wait_s", "want"), [c[1:] for c in LEAVES], ids=[c[0] for c in LEAVES]
+    ("phase", "helper", "waits_s", "want"), [c[1:] for c in LEAVES], ids=[c[0] for c in LEAVES]
 )
-def test_leaves(phase: Phase, helper: dict[str, Any], wait_s: float, *, want: bool) -> None:
+def test_leaves(
+    phase: Phase, helper: dict[str, Any], waits_s: tuple[float, float], *, want: bool
+) -> None:
     own = row(P) if phase is Phase.PREFILL else row(D)
     snapshot = table(own, helper)
-    got = leaving_helpers(snapshot, snapshot.alive, phase, array(wait_s, 0.0), BOUNDS)
+    got = leaving_helpers(snapshot, snapshot.alive, phase, array(*waits_s), BOUNDS)
     assert got.tolist() == [False, want]
+
+
+def test_the_last_one_there_does_not_leave() -> None:
+    snapshot = table(row(P, alive=False), row(D, helps=True))
+    args = (snapshot, snapshot.alive, Phase.PREFILL, array(0, 0), BOUNDS)
+    assert not leaving_helpers(*args).any()
 
 
 def test_nobody_leaves_in_the_moment_it_begins() -> None:

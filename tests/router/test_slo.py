@@ -19,7 +19,7 @@ BUSY = 100_000
 async def busy(stage: Stage, num_pending: int) -> None:
     """The prefill instance says so, and the router has heard it."""
     load = stage["p0"].load
-    load.num_prefilling, load.num_pending_prompt_tokens = 4, num_pending
+    load.num_prefilling, load.num_pending_prompt_tokens = 4 * bool(num_pending), num_pending
     stage["p0"].drop_subscriptions()
     async with (
         dial(stage.routers[0].address, plane=Plane.CLIENT) as channel,
