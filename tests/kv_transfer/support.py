@@ -24,6 +24,7 @@ from core.prefix import KEY_BYTES
 from core.request import Fence
 from core.work import KvLostReason, Peer
 from engine.block_allocator import BlockAllocator
+from kv_transfer import digest, wire_format
 from kv_transfer.book import SourceBook
 from kv_transfer.carriers.choose import Carriers
 from kv_transfer.carriers.contract import Carrier
@@ -227,6 +228,9 @@ async def instance(
     carriers: Sequence[Carrier] = (),
 ) -> AsyncIterator[Instance]:
     """A running instance; at the end nothing may be left of it but its carriers, the caller's."""
+    # As at an instance's start: or else the first handoff waits for a compiler, and may stall.
+    digest.warm_up()
+    wire_format.warm_up()
     clock = clock or MonotonicClock()
     store, blocks = NumpyStore(layout), BlockAllocator(NUM_BLOCKS, layout.block_size)
     book = SourceBook(layout=layout, blocks=blocks, clock=clock, config=config)
