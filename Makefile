@@ -19,7 +19,7 @@ demo: setup  ## the main job, for real: two pools on a local Ray, three prompts
 test: setup  ## all tests, the ones on a local Ray included
 	@$(PYTHON) -m pytest -m "not gpu and not matrix"
 
-check: setup  ## what needs no cluster, in a minute: format, lint, types, imports, contract, tests
+check: setup  ## in a minute or two: format, lint, types, imports, contract, guard rails
 	@$(PYTHON) -m tools.check
 
 proto: setup  ## generate rpc/pb from proto/, and docs/lifecycle.md from the tables
