@@ -41,7 +41,7 @@ class Table(NamedTuple):
     alive: Bools
     draining: Bools
     helps: Bools
-    """It takes work of the phase that is not its role's, until it has none: see `mixed_pool`."""
+    """It takes work of the phase that is not its role's, for a while: see `mixed_pool`."""
     num_prefilling: Ints
     num_pending_prompt_tokens: Ints
     num_incoming: Ints

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import grpc.aio
+
 from core.blocks import IDLE_STATES
 from deploy.cluster import Cluster
 from rpc.dial import dial
@@ -16,30 +18,35 @@ IDLE_STATE_NAMES = {str(state) for state in IDLE_STATES}
 async def books_of(address: str) -> cluster_pb2.InstanceStatus:
     """One instance's own status."""
     async with dial(address) as channel:
-        stub = cluster_pb2_grpc.ClusterStub(channel)
-        reply = await stub.Status(cluster_pb2.StatusRequest(), timeout=10.0)
-    return reply.instances[0]
+        return await _books(channel)
 
 
 async def check_books(cluster: Cluster) -> None:
     """Wait until every instance is idle; then nothing may be held, waiting or wrong."""
     for name in cluster.actors:
         if not name.startswith("router"):
-            problem = await _settle(await cluster.address(name))
+            async with dial(await cluster.address(name)) as channel:
+                problem = await what_stays(channel)
             assert problem is None, f"{name}: {problem}"
 
 
-async def _settle(address: str) -> str | None:
+async def what_stays(channel: grpc.aio.Channel) -> str | None:
     """None once the instance is idle and its books are right; else what was last wrong."""
     problem: str | None = "never asked"
     try:
         async with asyncio.timeout(SETTLE_S):
             # Another process: there is no event to wait for.
-            while (problem := what_is_held(await books_of(address))) is not None:  # noqa: ASYNC110
+            while (problem := what_is_held(await _books(channel))) is not None:  # noqa: ASYNC110
                 await asyncio.sleep(LOOK_EVERY_S)
     except TimeoutError:
         return problem
     return None
+
+
+async def _books(channel: grpc.aio.Channel) -> cluster_pb2.InstanceStatus:
+    stub = cluster_pb2_grpc.ClusterStub(channel)
+    reply = await stub.Status(cluster_pb2.StatusRequest(), timeout=10.0)
+    return reply.instances[0]
 
 
 def what_is_held(status: cluster_pb2.InstanceStatus) -> str | None:
