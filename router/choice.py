@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ from router.actions import Action, Deliver, Fail, Finish, Output
 from router.answer import Answer
 from router.crew import Crew
 from router.flow import Flow
-from router.link import InstanceLink
+from router.link import Health, InstanceLink
 from router.placer import Wanted
 from router.surroundings import Surroundings
 from router.witness import Witness
@@ -75,6 +75,7 @@ class Choice:
         self._fingerprint: Fingerprint | None = None
         """Of the first placement, and so of every later one."""
         self._is_waiting = False
+        self._kept: dict[Phase, InstanceLink] | None = None
         self._give_up_at_s: float | None = None
 
     @property
@@ -204,13 +205,22 @@ class Choice:
             self._wait(VERDICT_RETRY_S)
             return False
         try:
-            found = self._find(needs)
+            self._witness.check()
+            found = self._take_kept(needs) or self._find(needs)
         except Quarantined as error:
             self._due.extend(self._flow.unplaceable(error))
             return True
         except (NoInstance, Saturated) as error:
             self._wait_for_place(error)
             return bool(self._due)
+        if unproven := self._witness.unproven(found.values()):
+            self._is_waiting = True
+            self._crew.start(self._prove(found, unproven), self._group)
+            return False
+        self._start(found)
+        return True
+
+    def _start(self, found: dict[Phase, InstanceLink]) -> None:
         self._give_up_at_s = None
         self._witness.placed()
         names = {phase: link.member.instance_id for phase, link in found.items()}
@@ -223,11 +233,21 @@ class Choice:
             self._flow.attempt,
             " ".join(f"{phase.name.lower()}={name}" for phase, name in names.items()),
         )
-        return True
+
+    def _take_kept(self, needs: frozenset[Phase]) -> dict[Phase, InstanceLink] | None:
+        """The place found before it was proven that somebody lives there, if it still fits."""
+        kept, self._kept = self._kept, None
+        if kept is None or kept.keys() != needs:
+            return None
+        # Another suspect may have been faster.
+        apart_from = self._witness.apart_from
+        for link in kept.values():
+            if link.health is not Health.UP or link.member.instance_id in apart_from:
+                return None
+        return kept
 
     def _find(self, needs: frozenset[Phase]) -> dict[Phase, InstanceLink]:
-        """Raises Quarantined, or NoInstance or Saturated while it has to wait."""
-        self._witness.check()
+        """Raises NoInstance or Saturated while it has to wait."""
         if (refusal := self._witness.refusal) is not None:
             raise refusal
         wanted = self._wanted(needs)
@@ -270,6 +290,17 @@ class Choice:
             self._due.extend(self._flow.unplaceable(error))
         else:
             self._wait(PLACE_RETRY_S, forgive=self._flow.avoid)
+
+    async def _prove(
+        self, found: dict[Phase, InstanceLink], unproven: Mapping[InstanceLink, float]
+    ) -> None:
+        for link, since_s in unproven.items():
+            if not await link.prove(since_s):
+                self._flow.avoid.add(link.member.instance_id)
+                await self._place_later(VERDICT_RETRY_S, frozenset())
+                return
+        self._kept, self._is_waiting = found, False
+        self._act(())
 
     def _wait(self, timeout_s: float, forgive: AbstractSet[InstanceId] = frozenset()) -> None:
         self._is_waiting = True

@@ -128,7 +128,7 @@ class Fleet:
         self._all.alive[number] = alive
 
     def help(self, number: int, *, helps: bool) -> None:
-        """Whether it takes work of the other phase, until it has none."""
+        """Whether it takes work of the other phase, too."""
         self._all.helps[number] = helps
 
     def observed(self, number: int, phase: Phase, predicted_s: float, observed_s: float) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
@@ -21,7 +22,7 @@ from router.view import Sight
 from router.wire import output_from_pb
 from rpc.convert_report import load_from_pb
 from rpc.dial import dial
-from rpc.pb import cluster_pb2_grpc, workers_pb2, workers_pb2_grpc
+from rpc.pb import cluster_pb2, cluster_pb2_grpc, workers_pb2, workers_pb2_grpc
 from rpc.status import error_from
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ RESUBSCRIBE_S = 0.02
 PROVE_S = 1.0
 """To connect and to show a first frame, which a worker sends at once. Local networks need
 milliseconds; this is for an interpreter that is busy."""
+PROOF_TIMEOUT_S = 0.5
+"""Of a call that any living instance answers within milliseconds."""
 
 
 class Health(StrEnum):
@@ -86,6 +89,9 @@ class InstanceLink:
         self.prefill_worker = workers_pb2_grpc.PrefillWorkerStub(self.channel)
         self.decode_worker = workers_pb2_grpc.DecodeWorkerStub(self.channel)
         self.cluster = cluster_pb2_grpc.ClusterStub(self.channel)
+        self.proven_at_s = -math.inf
+        """When the last call began that it answered to show that it lives."""
+        self._proving = asyncio.Lock()
         self._router_id = router_id
         self._silence_s = silence_s
         self._on_change = on_change
@@ -130,6 +136,24 @@ class InstanceLink:
         # A lost instance learns it from what the next subscription does not name.
         if self.health is not Health.LOST:
             self._stops.add(handoff_id, fence)
+
+    async def prove(self, since_s: float) -> bool:
+        """Whether it lived at `since_s` or later; those who ask at once share one call."""
+        async with self._proving:
+            if self.proven_at_s >= since_s:
+                return True
+            if self.health is Health.LOST:
+                return False
+            began_at_s = self.sight.clock.now_s()
+            call = self.cluster.Status(cluster_pb2.StatusRequest(), timeout=PROOF_TIMEOUT_S)
+            try:
+                # Awaiting the call itself would look as if we were cancelled when the link ends.
+                if await call.code() is not grpc.StatusCode.OK:
+                    return False  # what became of it the subscription tells
+            finally:
+                call.cancel()
+            self.proven_at_s = began_at_s
+        return True
 
     async def _stay_subscribed(self) -> None:
         retry_s = 0.0

@@ -48,21 +48,27 @@ class NamedPrompt:
         self._tenant = tenant
         self._token_ids = token_ids
         self._chains: dict[int, list[BlockHash]] = {}
+        self._names: dict[int, list[int]] = {}
 
     def names(self, block_size: int) -> Iterator[int]:
         """Of its full blocks, from the first; little more is hashed than is taken."""
-        chain = self._chains.setdefault(block_size, [])
-        hasher = PrefixHasher(self._key, block_size)
-        taken = 0
+        names = self._names.setdefault(block_size, [])
+        num_taken = 0
         while True:
-            if taken == len(chain):
-                # Twice as many each time: whoever caches nothing costs one name.
-                end = (2 * len(chain) + 1) * block_size
-                chain += hasher.extend(self._tenant, chain, self._token_ids[:end])
-            if taken == len(chain):
+            yield from names[num_taken:]
+            num_taken = len(names)
+            if not self._extend(block_size):
                 return
-            yield _short(chain[taken])
-            taken += 1
+
+    def _extend(self, block_size: int) -> bool:
+        """Name twice as many as before, and one: whoever caches nothing costs one name."""
+        chain = self._chains.setdefault(block_size, [])
+        end = (2 * len(chain) + 1) * block_size
+        hasher = PrefixHasher(self._key, block_size)
+        new = hasher.extend(self._tenant, chain, self._token_ids[:end])
+        chain += new
+        self._names[block_size] += map(_short, new)
+        return bool(new)
 
 
 class PrefixIndex:

@@ -21,8 +21,7 @@ REMEMBERED_S = 600.0
 MAX_REMEMBERED = 4096
 """Of each kind; the oldest go first."""
 SAME_MOMENT_S = 0.05
-"""One death breaks all streams to a process, and one power cut all processes of a host; but they
-are heard of one after the other."""
+"""One death breaks all streams to a process, but they tell one after the other."""
 VERDICT_S = 1.5
 """A broken link is back, or lost, by then: see router.link."""
 
@@ -83,7 +82,6 @@ class Suspects:
         self._suspicions: OrderedDict[Identity, tuple[float, Suspicion]] = OrderedDict()
         """With the moment at which each is forgotten."""
         self._guilty: OrderedDict[Identity, _Guilt] = OrderedDict()
-        self._last_death_s = -math.inf
 
     def check(self, request: Request) -> None:
         """Raise Quarantined for one that has killed before."""
@@ -117,7 +115,6 @@ class Suspects:
 
     def died(self, instance_id: InstanceId) -> None:
         """The process is gone: judge who did it."""
-        self._last_death_s = self._clock.now_s()
         there = [case for case in self._cases.values() if _was_at(case, instance_id)]
         places: dict[Identity, Place] = {}
         for case in there:
@@ -138,12 +135,6 @@ class Suspects:
         """What looked like a death was none."""
         for case in self._cases.values():
             case.broken.pop(instance_id, None)
-
-    @property
-    def is_settling(self) -> bool:
-        """Whether more deaths of one moment may still be on their way: whoever is placed again now
-        may meet one that is dead already, and would seem to be the cause."""
-        return self._clock.now_s() - self._last_death_s < SAME_MOMENT_S
 
     def is_undecided(self, case: Case, heard_at_s: Mapping[InstanceId, float]) -> bool:
         """Whether a stream of it broke and nobody knows yet whether the instance has died."""

@@ -57,6 +57,11 @@ class Sight:
         self._has_left = False
         """Then its row may be another's: what a link says as it ends is not shown."""
 
+    @property
+    def clock(self) -> Clock:
+        """On which its moments are."""
+        return self._view.clock
+
     def describe(self, member: Member) -> None:
         """It says something new of itself."""
         self._view.fleet.describe(self.row, member)

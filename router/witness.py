@@ -1,6 +1,6 @@
 """One choice's part in what the router learns from failures, and what it is told to wait for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from core.errors import BatonError, DeadlinePassed, PeerLost, RetriesSpent
@@ -10,7 +10,9 @@ from core.request import Request
 from core.work import KvLostReason
 from router.actions import Output, StartPrefill
 from router.flow import Flow
+from router.link import InstanceLink
 from router.surroundings import Surroundings
+from router.suspects import VERDICT_S
 
 
 class Witness:
@@ -23,6 +25,8 @@ class Witness:
         self._case = around.suspects.open(request)
         self._computing_attempt: int | None = None
         """Whose prefill has begun its first step and, as far as is known, not ended its last."""
+        self._lost_at_s: float | None = None
+        """Since when it has to be placed anew."""
 
     @contextmanager
     def testifies(self) -> Iterator[None]:
@@ -103,6 +107,7 @@ class Witness:
         """All that was missing has an instance."""
         again = self._flow.num_attempts > 0
         self._around.retries.placed(again=again)
+        self._lost_at_s = None
 
     # --- what it has to wait for ------------------------------------------------------------
 
@@ -113,12 +118,26 @@ class Witness:
 
     @property
     def is_undecided(self) -> bool:
-        """An instance that may have died under it: whether it did, and who else, is known in a
-        moment."""
-        if self._flow.num_attempts and self._around.suspects.is_settling:
-            return True
+        """An instance that may have died under it: whether it did is known in a moment."""
         heard_at_s = self._around.membership.heard_at_s
         return self._around.suspects.is_undecided(self._case, heard_at_s)
+
+    def unproven(self, links: Iterable[InstanceLink]) -> dict[InstanceLink, float]:
+        """Who has to show, and since when, that it lives.
+
+        One power cut ends many processes, and the first is heard of while the links to the others
+        look well: whoever was placed anew there would seem to be the cause.
+        """
+        if not self._flow.num_attempts:
+            return {}
+        now_s = self._around.clock.now_s()
+        if self._lost_at_s is None:
+            self._lost_at_s = now_s
+        since_s = self._lost_at_s
+        # Nobody waits for a proof longer than for a verdict.
+        if now_s - since_s >= VERDICT_S:
+            return {}
+        return {link: since_s for link in links if link.proven_at_s < since_s}
 
     @property
     def apart_from(self) -> frozenset[InstanceId]:

@@ -362,6 +362,8 @@ class FakeInstance(
     async def Status(
         self, request: cluster_pb2.StatusRequest, context: Context
     ) -> cluster_pb2.StatusReply:
+        if self.script.deaf:
+            await asyncio.Event().wait()
         own = cluster_pb2.InstanceStatus(
             instance_id=self.name, integrity=cluster_pb2.Integrity(num_decodes=len(self.jobs))
         )

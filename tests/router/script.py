@@ -53,6 +53,8 @@ class Script:
     poison: Poison | None = None
     mute: bool = False
     """No frame, no beat."""
+    deaf: bool = False
+    """Asked how it is, it does not answer."""
     prefill_compute_s: float = 0.002
     """What it says that a prompt took."""
     num_tokens_per_frame: int = 1

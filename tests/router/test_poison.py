@@ -242,16 +242,3 @@ def test_a_broken_stream_is_judged_once_it_is_known_why() -> None:
     assert suspects.apart_from(case) == frozenset()
     kill_by(suspects, case, D1)
     assert is_refused(suspects, case.request)
-
-
-def test_deaths_of_one_moment_are_waited_for() -> None:
-    suspects = Suspects(clock := ManualClock())
-    assert not suspects.is_settling
-    suspects.died(D0)
-    clock.advance(0.04)
-    assert suspects.is_settling
-    suspects.died(D1)
-    clock.advance(0.04)
-    assert suspects.is_settling
-    clock.advance(0.02)
-    assert not suspects.is_settling

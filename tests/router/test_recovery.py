@@ -198,6 +198,25 @@ async def test_forced_tokens_after_a_late_loss(stage: OpenStage) -> None:
     assert list(second.work.output_token_ids) == asked.token_ids[:6]
 
 
+async def test_placed_anew_only_where_somebody_answers(stage: OpenStage) -> None:
+    """One power cut ends many: links to the others look well when the first is heard of."""
+    on = await stage("ppdddd")
+    gates = [gate_token(6)(peer) for name, peer in on.peers.items() if name.startswith("d")]
+    asked = ask(on.client)
+    await asked.until_tokens(6)
+    victim = _busy(on, "d")
+    left = [peer for name, peer in on.peers.items() if name.startswith("d") and peer is not victim]
+    alive, *others = left
+    for peer in others:
+        peer.script.deaf = True
+    await victim.kill()
+    for gate in gates:
+        gate.open.set()
+    await asked.answer()
+    assert alive.decodes
+    assert not any(peer.decodes for peer in others)
+
+
 async def test_broken_stream_to_a_living_instance_loses_nothing(stage: OpenStage) -> None:
     on = await stage("pd")
     gate = gate_token(5)(on["d0"])
