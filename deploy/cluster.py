@@ -166,19 +166,21 @@ class Cluster:
                 logger.warning("%s ended badly: %s", calls[call], type(error).__name__)
 
 
-async def await_connected(router_address: str, num_instances: int) -> None:
+async def await_connected(
+    router_address: str, num_instances: int, *, timeout_s: float = CONNECT_TIMEOUT_S
+) -> None:
     """Return once a router is connected to so many instances. Raises PeerLost when it is not."""
     async with dial(router_address) as channel:
         stub = cluster_pb2_grpc.ClusterStub(channel)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 while await _num_connected(stub) < num_instances:  # noqa: ASYNC110
                     # Another process: there is no event to wait for.
                     await asyncio.sleep(CONNECT_PROBE_S)
         except (TimeoutError, grpc.aio.AioRpcError) as error:
             raise PeerLost(
                 f"router {router_address} is not connected to {num_instances} instances "
-                f"after {CONNECT_TIMEOUT_S} s"
+                f"after {timeout_s} s"
             ) from error
 
 
