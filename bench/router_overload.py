@@ -25,6 +25,7 @@ from bench.router_spec import (
     SETTLE_S,
 )
 from bench.stub_cluster import StubInstance, stub_cluster
+from core import slo
 from core.config import RouterConfig
 from core.member import Role
 from router.client import AsyncClient
@@ -72,6 +73,7 @@ def _judged(
         figure("goodput at ten times the peak", [kept], "1/s"),
         figure("offered at ten times the peak", [len(hot) / hot_s], "1/s"),
         figure("admitted that kept their targets", [attainment(admitted, OVERLOAD_TARGETS)], ""),
+        *_latencies(admitted),
         figure("sent late by", (o.late_s for o in hot), "s"),
     ]
     return figures, [
@@ -90,6 +92,18 @@ def _judged(
             at_most=False,
         ),
         Bar(name="ended otherwise than well or refused", value=len(odd), bound=0, unit=""),
+    ]
+
+
+def _latencies(outcomes: Sequence[Outcome]) -> list[Figure]:
+    """By the client's clock."""
+    moments = [outcome.moments for outcome in outcomes if outcome.moments is not None]
+    tpots_s = [tpot_s for m in moments if (tpot_s := slo.tpot_s(m)) is not None]
+    if not tpots_s:
+        return []
+    return [
+        figure("admitted: ttft", map(slo.ttft_s, moments), "s"),
+        figure("admitted: tpot", tpots_s, "s"),
     ]
 
 
