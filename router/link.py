@@ -91,6 +91,8 @@ class InstanceLink:
         self.cluster = cluster_pb2_grpc.ClusterStub(self.channel)
         self.proven_at_s = -math.inf
         """When the last call began that it answered to show that it lives."""
+        self._asked_at_s = -math.inf
+        """When the last one began, answered or not."""
         self._proving = asyncio.Lock()
         self._router_id = router_id
         self._silence_s = silence_s
@@ -140,20 +142,21 @@ class InstanceLink:
     async def prove(self, since_s: float) -> bool:
         """Whether it lived at `since_s` or later; those who ask at once share one call."""
         async with self._proving:
-            if self.proven_at_s >= since_s:
-                return True
-            if self.health is Health.LOST:
-                return False
-            began_at_s = self.sight.clock.now_s()
-            call = self.cluster.Status(cluster_pb2.StatusRequest(), timeout=PROOF_TIMEOUT_S)
-            try:
-                # Awaiting the call itself would look as if we were cancelled when the link ends.
-                if await call.code() is not grpc.StatusCode.OK:
-                    return False  # what became of it the subscription tells
-            finally:
-                call.cancel()
-            self.proven_at_s = began_at_s
-        return True
+            # A failure is shared too: a frozen instance must not be waited for once by each.
+            if self._asked_at_s < since_s and self.health is not Health.LOST:
+                began_at_s = self.sight.clock.now_s()
+                if await self._answers():
+                    self.proven_at_s = began_at_s
+                self._asked_at_s = began_at_s
+        return self.proven_at_s >= since_s
+
+    async def _answers(self) -> bool:
+        call = self.cluster.Status(cluster_pb2.StatusRequest(), timeout=PROOF_TIMEOUT_S)
+        try:
+            # Awaiting the call itself would look as if we were cancelled when the link ends.
+            return await call.code() is grpc.StatusCode.OK
+        finally:
+            call.cancel()
 
     async def _stay_subscribed(self) -> None:
         retry_s = 0.0

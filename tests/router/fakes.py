@@ -53,6 +53,7 @@ class FakeInstance(
         self.subscriptions: list[workers_pb2.SubscribeRequest] = []
         self.acks: list[workers_pb2.Ack] = []
         self.num_prefills_open = 0
+        self.num_status_calls = 0
         self.is_dead = False
         self.death: asyncio.Future[None] | None = None
         """Of its own doing."""
@@ -362,6 +363,7 @@ class FakeInstance(
     async def Status(
         self, request: cluster_pb2.StatusRequest, context: Context
     ) -> cluster_pb2.StatusReply:
+        self.num_status_calls += 1
         if self.script.deaf:
             await asyncio.Event().wait()
         own = cluster_pb2.InstanceStatus(
