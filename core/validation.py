@@ -1,6 +1,7 @@
 """The one validation of every front door: bounds, all of them, before anything is allocated."""
 
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -65,6 +66,8 @@ class RequestDraft:
     tenant: str = ""
     priority: int = 0
     resume: Resume | None = None
+    trace_parent: str = ""
+    """W3C traceparent of whoever asks; one that cannot be read is ignored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,15 @@ class Arrival:
     seed: int
     arrived_at_s: float
     deadline_s: float
+
+
+def request_id_of(wanted: str) -> RequestId:
+    """The id that a client gave; a fresh one when it gave none, or none that could be one.
+
+    So that a request has a name before anything of it is judged.
+    """
+    is_usable = 0 < len(wanted) <= limits.MAX_REQUEST_ID_CHARS and _REQUEST_ID.fullmatch(wanted)
+    return RequestId(wanted if is_usable else secrets.token_hex(16))
 
 
 def check_draft(draft: RequestDraft, model: ModelLimits) -> None:
@@ -182,7 +194,7 @@ def _prompt_violations(draft: RequestDraft, model: ModelLimits) -> Iterator[Fiel
     else:
         # Too long is said first, and alone: nobody looks through a million ids.
         too_long = list(_length_violations(draft, len(prompt), model))
-        yield from too_long or _token_violations("token_ids.ids", prompt, model.vocab_size)
+        yield from too_long or token_violations("token_ids.ids", prompt, model.vocab_size)
 
 
 def _text_violations(name: str, text: str) -> Iterator[FieldViolation]:
@@ -234,7 +246,7 @@ def _bias_violations(sampling: SamplingParams, vocab_size: int) -> Iterator[Fiel
         reason = f"at most {limits.MAX_LOGIT_BIAS} entries, got {len(bias)}"
         yield FieldViolation("sampling.logit_bias", reason)
         return
-    yield from _token_violations("sampling.logit_bias", bias, vocab_size)
+    yield from token_violations("sampling.logit_bias", bias, vocab_size)
     for token_id, value in bias.items():
         if not -100 <= value <= 100:
             reason = f"must be -100 to 100, got {value:g}"
@@ -265,7 +277,7 @@ def _stop_violations(draft: RequestDraft, model: ModelLimits) -> Iterator[FieldV
         reason = f"at most {limits.MAX_STOP_TOKEN_IDS}, got {len(draft.stop_token_ids)}"
         yield FieldViolation("stop.stop_token_ids", reason)
     else:
-        yield from _token_violations("stop.stop_token_ids", draft.stop_token_ids, model.vocab_size)
+        yield from token_violations("stop.stop_token_ids", draft.stop_token_ids, model.vocab_size)
     yield from _stop_string_violations(draft.stop_strings)
 
 
@@ -299,7 +311,7 @@ def _resume_violations(
     if draft.seed is None and draft.sampling.temperature > 0:
         yield FieldViolation("sampling.seed", "must be given to resume: the one in `accepted`")
     name = "resume.output_token_ids"
-    yield from _token_violations(name, resume.output_token_ids, model.vocab_size)
+    yield from token_violations(name, resume.output_token_ids, model.vocab_size)
     most = _most_tokens(draft, model)
     if len(resume.output_token_ids) > most:
         reason = f"{len(resume.output_token_ids)} tokens, more than the answer's limit of {most}"
@@ -323,9 +335,10 @@ def _length_violations(
         yield FieldViolation("stop.max_tokens", reason)
 
 
-def _token_violations(
+def token_violations(
     name: str, token_ids: Iterable[int], vocab_size: int
 ) -> Iterator[FieldViolation]:
+    """The first id that no token has, and how many more there are."""
     limit = min(vocab_size, MAX_TOKEN_ID + 1)
     bad = [(i, token_id) for i, token_id in enumerate(token_ids) if not 0 <= token_id < limit]
     if bad:

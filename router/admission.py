@@ -60,6 +60,11 @@ class Admission:
         """Waiting for admission."""
         return len(self._line)
 
+    @property
+    def is_draining(self) -> bool:
+        """New requests are refused."""
+        return self._is_draining
+
     def drain(self) -> None:
         """Refuse everybody from now on; who waits is still served."""
         self._is_draining = True

@@ -39,12 +39,15 @@ class ClusterService:
         admission: Admission,
         steering: Steering,
         drain: Callable[[float], None],
+        *,
+        http_address: str,
     ) -> None:
         """`drain` begins the drain of this process, which may take so many seconds."""
         self._membership = membership
         self._admission = admission
         self._steering = steering
         self._drain = drain
+        self._http_address = http_address
         self._slots = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
 
     async def status(
@@ -60,6 +63,7 @@ class ClusterService:
                 num_requests=self._admission.num_running,
                 num_queued=self._admission.num_queued,
                 settings_version=self._steering.version,
+                http_address=self._http_address,
             )
         raise AssertionError("status_boundary ends the call")
 

@@ -73,9 +73,14 @@ class Membership:
         links = self._links.items()
         return {name: link.sight.heard_at_s for name, link in links if link.health is Health.UP}
 
+    @property
+    def models(self) -> Sequence[str]:
+        """All that are or were served, by name."""
+        return sorted({member.model for member in self._known})
+
     def find_model(self, name: str) -> str:
         """The model as served. Raises NoInstance or UnknownModel."""
-        models = sorted({member.model for member in self._known})
+        models = self.models
         if not models:
             raise NoInstance("no instance has joined the cluster yet")
         if not name and len(models) == 1:

@@ -22,6 +22,8 @@ from registry.shared import Shared, join_shared, keep_shared
 from router import cluster_service, generation_service, settings_service
 from router.cluster_service import ClusterService
 from router.generation_service import GenerationService
+from router.http.app import build_app
+from router.http.listen import bind_http, listening
 from router.membership import Membership
 from router.orchestrator import Orchestrator
 from router.outliers import Outliers
@@ -110,8 +112,13 @@ class _Router:
         server = await build(Plane.CLIENT, names)
         GenerationService(self._orchestrator).add_to(server.grpc)
         admission = self._orchestrator.admission
+        listener = bind_http(self._spec.host, self._spec.http_port)
         cluster = ClusterService(
-            self._membership, admission, self._steering, drain=lambda _: stop.set()
+            self._membership,
+            admission,
+            self._steering,
+            drain=lambda _: stop.set(),
+            http_address=f"{self._spec.host}:{listener.getsockname()[1]}",
         )
         cluster.add_to(server.grpc)
         SettingsService(self._registry, self._steering).add_to(server.grpc)
@@ -137,7 +144,9 @@ class _Router:
             ready=serving, stop=stop, drain=self._orchestrator.drain, drain_s=self._spec.drain_s
         )
         loops = (self._membership.run, announce, share, self._steering.run, self._quotas.run)
-        await serve(server, loops, life)
+        app = build_app(self._orchestrator, self._membership, lambda _: (b"", "text/plain"))
+        async with listening(app, listener):
+            await serve(server, loops, life)
 
 
 def _member(spec: RouterSpec, address: str) -> Member:

@@ -57,15 +57,18 @@ class RouterSpec:
     host: str = "127.0.0.1"
     """Listened on, and told to others."""
     port: int = 0
-    """0 takes any free one."""
+    """Of gRPC; 0 takes any free one."""
+    http_port: int = 0
+    """Of OpenAI's API; 0 takes any free one."""
     drain_s: float = 30.0
     """For requests under way when it is told to stop."""
 
     def __post_init__(self) -> None:
         """Refuse what no server can do."""
         problems = [f"config.{problem}" for problem in self.config.problems()]
-        if self.port < 0 or not is_address(f"{self.host}:{self.port or 1}"):
-            problems.append(f"host and port are no address: {self.port}")
+        for port in (self.port, self.http_port):
+            if port < 0 or not is_address(f"{self.host}:{port or 1}"):
+                problems.append(f"host and port are no address: {port}")
         if not 0 <= self.drain_s < 86_400:
             problems.append(f"drain_s must be 0 to 86,400, got {self.drain_s}")
         if problems:

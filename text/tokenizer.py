@@ -1,7 +1,6 @@
 """Text ↔ token ids, from the files in a model's folder."""
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +11,9 @@ import tokenizers
 from core.errors import FieldViolation, InvalidRequest, ModelError
 from text.chat_template import ChatTemplate, Message
 from text.model_files import read_object
+from text.token_bytes import BYTE_TOKEN, bytes_of, shown
 
 Json = dict[str, Any]
-
-BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-"""How vocabularies with byte fallback spell the token of a raw byte."""
 
 
 class Tokenizer:
@@ -31,8 +28,10 @@ class Tokenizer:
         self._tokenizer = _parse(tokenizer_json)
         self._special_tokens = dict(_special_tokens(config))
         self._template_source = _template_source(config)
-        added = self._tokenizer.get_added_tokens_decoder().items()
-        self._special_ids = frozenset(token_id for token_id, token in added if token.special)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._added_ids = frozenset(added)
+        self._special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._is_byte_level = "ByteLevel" in repr(self._tokenizer.decoder)
         self.digest = hashlib.sha256(tokenizer_json).hexdigest()
         self.eos_token_ids = self._eos_token_ids(generation_config)
 
@@ -76,9 +75,9 @@ class Tokenizer:
         vocab = self._tokenizer.get_vocab().items()
         return frozenset(token_id for token, token_id in vocab if BYTE_TOKEN.fullmatch(token))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of a plain prompt, with the special tokens that the model wants around it."""
-        return self._encode(text, add_special_tokens=True)
+        return self._encode(text, add_special_tokens=add_special_tokens)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a chat prompt. The template wrote the special tokens, so none are added."""
@@ -101,6 +100,19 @@ class Tokenizer:
         if skip_special_tokens and token_id in self._special_ids:
             return True
         return not self._tokenizer.id_to_token(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to a text; empty for ids that pad the vocabulary."""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        if token_id in self._added_ids:
+            return token.encode()
+        return bytes_of(token, is_byte_level=self._is_byte_level)
+
+    def token_text(self, token_id: int) -> str:
+        """The same for people."""
+        return shown(self.token_bytes(token_id))
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rpc.pb import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/cluster.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"\x0f\n\rStatusRequest\"\xc0\x02\n\tIntegrity\x12/\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x1f.baton.v1.Integrity.BlocksEntry\x12\x12\n\nnum_leases\x18\x02 \x01(\r\x12\x14\n\x0cnum_incoming\x18\x03 \x01(\r\x12\x14\n\x0cnum_prefills\x18\x04 \x01(\r\x12\x13\n\x0bnum_decodes\x18\x05 \x01(\r\x12\x13\n\x0bnum_fetches\x18\x06 \x01(\r\x12\x11\n\tnum_tasks\x18\x07 \x01(\r\x12\x0f\n\x07problem\x18\x08 \x01(\t\x12\x16\n\x0eloop_lag_p99_s\x18\t \x01(\x01\x12\x11\n\tnum_steps\x18\n \x01(\x04\x12\r\n\x05\x63pu_s\x18\x0b \x01(\x01\x12\x0b\n\x03pid\x18\x0c \x01(\r\x1a-\n\x0b\x42locksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xd9\x01\n\x0eInstanceStatus\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.baton.v1.Role\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\"\n\x04load\x18\x06 \x01(\x0b\x32\x14.baton.v1.LoadReport\x12&\n\tintegrity\x18\x07 \x01(\x0b\x32\x13.baton.v1.Integrity\x12\x11\n\tconnected\x18\x08 \x01(\x08\"~\n\x0bStatusReply\x12+\n\tinstances\x18\x01 \x03(\x0b\x32\x18.baton.v1.InstanceStatus\x12\x14\n\x0cnum_requests\x18\x02 \x01(\r\x12\x12\n\nnum_queued\x18\x03 \x01(\r\x12\x18\n\x10settings_version\x18\x04 \x01(\x04\"!\n\x0c\x44rainRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\"\x0c\n\nDrainReply2z\n\x07\x43luster\x12\x38\n\x06Status\x12\x17.baton.v1.StatusRequest\x1a\x15.baton.v1.StatusReply\x12\x35\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x14.baton.v1.DrainReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/cluster.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"\x0f\n\rStatusRequest\"\xc0\x02\n\tIntegrity\x12/\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x1f.baton.v1.Integrity.BlocksEntry\x12\x12\n\nnum_leases\x18\x02 \x01(\r\x12\x14\n\x0cnum_incoming\x18\x03 \x01(\r\x12\x14\n\x0cnum_prefills\x18\x04 \x01(\r\x12\x13\n\x0bnum_decodes\x18\x05 \x01(\r\x12\x13\n\x0bnum_fetches\x18\x06 \x01(\r\x12\x11\n\tnum_tasks\x18\x07 \x01(\r\x12\x0f\n\x07problem\x18\x08 \x01(\t\x12\x16\n\x0eloop_lag_p99_s\x18\t \x01(\x01\x12\x11\n\tnum_steps\x18\n \x01(\x04\x12\r\n\x05\x63pu_s\x18\x0b \x01(\x01\x12\x0b\n\x03pid\x18\x0c \x01(\r\x1a-\n\x0b\x42locksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xd9\x01\n\x0eInstanceStatus\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.baton.v1.Role\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\"\n\x04load\x18\x06 \x01(\x0b\x32\x14.baton.v1.LoadReport\x12&\n\tintegrity\x18\x07 \x01(\x0b\x32\x13.baton.v1.Integrity\x12\x11\n\tconnected\x18\x08 \x01(\x08\"\x94\x01\n\x0bStatusReply\x12+\n\tinstances\x18\x01 \x03(\x0b\x32\x18.baton.v1.InstanceStatus\x12\x14\n\x0cnum_requests\x18\x02 \x01(\r\x12\x12\n\nnum_queued\x18\x03 \x01(\r\x12\x18\n\x10settings_version\x18\x04 \x01(\x04\x12\x14\n\x0chttp_address\x18\x05 \x01(\t\"!\n\x0c\x44rainRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\"\x0c\n\nDrainReply2z\n\x07\x43luster\x12\x38\n\x06Status\x12\x17.baton.v1.StatusRequest\x1a\x15.baton.v1.StatusReply\x12\x35\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x14.baton.v1.DrainReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,12 +42,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INTEGRITY_BLOCKSENTRY']._serialized_end=396
   _globals['_INSTANCESTATUS']._serialized_start=399
   _globals['_INSTANCESTATUS']._serialized_end=616
-  _globals['_STATUSREPLY']._serialized_start=618
-  _globals['_STATUSREPLY']._serialized_end=744
-  _globals['_DRAINREQUEST']._serialized_start=746
-  _globals['_DRAINREQUEST']._serialized_end=779
-  _globals['_DRAINREPLY']._serialized_start=781
-  _globals['_DRAINREPLY']._serialized_end=793
-  _globals['_CLUSTER']._serialized_start=795
-  _globals['_CLUSTER']._serialized_end=917
+  _globals['_STATUSREPLY']._serialized_start=619
+  _globals['_STATUSREPLY']._serialized_end=767
+  _globals['_DRAINREQUEST']._serialized_start=769
+  _globals['_DRAINREQUEST']._serialized_end=802
+  _globals['_DRAINREPLY']._serialized_start=804
+  _globals['_DRAINREPLY']._serialized_end=816
+  _globals['_CLUSTER']._serialized_start=818
+  _globals['_CLUSTER']._serialized_end=940
 # @@protoc_insertion_point(module_scope)

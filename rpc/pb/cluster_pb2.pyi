@@ -192,12 +192,15 @@ class StatusReply(_message.Message):
     NUM_REQUESTS_FIELD_NUMBER: _builtins.int
     NUM_QUEUED_FIELD_NUMBER: _builtins.int
     SETTINGS_VERSION_FIELD_NUMBER: _builtins.int
+    HTTP_ADDRESS_FIELD_NUMBER: _builtins.int
     num_requests: _builtins.int
     """Requests under way at this router; 0 from an instance."""
     num_queued: _builtins.int
     """Requests waiting for admission at this router; 0 from an instance."""
     settings_version: _builtins.int
     """Version of the settings in force at this router; 0: none were ever put, or an instance."""
+    http_address: _builtins.str
+    """host:port of OpenAI's API at this router; empty from an instance."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceStatus]:
         """Members in order of id."""
@@ -209,10 +212,11 @@ class StatusReply(_message.Message):
         num_requests: _builtins.int = ...,
         num_queued: _builtins.int = ...,
         settings_version: _builtins.int = ...,
+        http_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "num_queued", b"num_queued", "num_requests", b"num_requests", "settings_version", b"settings_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["http_address", b"http_address", "instances", b"instances", "num_queued", b"num_queued", "num_requests", b"num_requests", "settings_version", b"settings_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,6 +30,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningRouter:
     address: str
+    http_address: str
     stop: asyncio.Event
     task: "asyncio.Task[None]"
 
@@ -92,6 +93,13 @@ async def _until_connected(address: str, num_instances: int) -> None:
             num_connected = sum(instance.connected for instance in reply.instances)
 
 
+async def _http_address(address: str) -> str:
+    async with dial(address, plane=Plane.CLIENT) as channel:
+        stub = cluster_pb2_grpc.ClusterStub(channel)
+        reply = await stub.Status(cluster_pb2.StatusRequest(), timeout=BOUND_S)
+        return str(reply.http_address)
+
+
 @asynccontextmanager
 async def _router(
     index: int, model_dir: Path, registry: MemoryRegistry, config: RouterConfig | None
@@ -113,7 +121,10 @@ async def _router(
             await asyncio.wait({task, address}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             await task
-        yield RunningRouter(address=await address, stop=stop, task=task)
+        http_address = await _http_address(await address)
+        yield RunningRouter(
+            address=await address, http_address=http_address, stop=stop, task=task
+        )
     finally:
         stop.set()
         async with asyncio.timeout(BOUND_S):

@@ -1,0 +1,125 @@
+"""Serves what an HTTP client asked, as one reply or as a stream, for as long as it stays."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from core.errors import Cancelled
+from router.events import Event
+from router.http.asked import Asked
+from router.http.chunks import Chunks, server_sent
+from router.http.errors import body_of
+from router.http.whole import WholeReply
+from router.orchestrator import Orchestrator
+from rpc.status import our_error
+
+LAST_WORD_S = 1.0
+"""To tell a reader that has stopped reading why its answer ends."""
+
+Take = Callable[[int, Event], Awaitable[None]]
+"""(index of the prompt, its next event)."""
+
+
+async def serve_whole(orchestrator: Orchestrator, asked: Asked, receive: Receive) -> JSONResponse:
+    """Everything at once. Raises the typed error that ended it."""
+    reply = WholeReply(asked)
+    await while_connected(receive, _serve_all(orchestrator, asked, reply.take))
+    return JSONResponse(reply.document())
+
+
+class StreamReply:
+    """Server-sent events; an ASGI application of one request."""
+
+    def __init__(self, orchestrator: Orchestrator, asked: Asked) -> None:
+        self._orchestrator = orchestrator
+        self._asked = asked
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Until the last token, or until the client leaves.
+
+        Raises an error of before the first token: it still gets a status of its own. A later one is
+        the stream's last event.
+        """
+        chunks, sender = Chunks(self._asked), _Sender(send)
+
+        async def take(prompt: int, event: Event) -> None:
+            await sender.send(chunks.take(prompt, event))
+
+        try:
+            await while_connected(receive, _serve_all(self._orchestrator, self._asked, take))
+        except Exception as error:
+            if not sender.has_begun:
+                raise
+            body = body_of(our_error(error), self._asked.request_id)
+            await sender.say_last(server_sent(body))
+        else:
+            await sender.send(chunks.end(), more=False)
+
+
+class _Sender:
+    """Begins the response with the first bytes. Prompts share it: one message at a time."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._lock = asyncio.Lock()
+        self.has_begun = False
+
+    async def send(self, data: bytes, *, more: bool = True) -> None:
+        """Waits while the client's connection is full."""
+        if not data:
+            return
+        async with self._lock:
+            if not self.has_begun:
+                self.has_begun = True
+                await self._send(_START)
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def say_last(self, data: bytes) -> None:
+        """The same, for a client that may not read."""
+        try:
+            async with asyncio.timeout(LAST_WORD_S):
+                await self.send(data, more=False)
+        except TimeoutError:
+            return  # it gets the end of the connection instead
+
+
+_START: dict[str, Any] = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        # Proxies that collect a reply before they pass it on would undo the streaming.
+        (b"x-accel-buffering", b"no"),
+    ],
+}
+
+
+async def _serve_all(orchestrator: Orchestrator, asked: Asked, take: Take) -> None:
+    async with asyncio.TaskGroup() as group:
+        for index, draft in enumerate(asked.drafts):
+            work = orchestrator.serve(draft, partial(take, index), timeout_s=None)
+            group.create_task(work)
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`, which is cancelled when the client leaves. Raises Cancelled then."""
+    has_left = False
+
+    async def watch(task: asyncio.Task[None]) -> None:
+        nonlocal has_left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        has_left = True
+        task.cancel()
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(work)
+        watcher = group.create_task(watch(task))
+        task.add_done_callback(lambda _: watcher.cancel())
+    if has_left:
+        raise Cancelled("the client closed its connection")
