@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from cli.bench import bench
 from core.limits import MAX_LOGPROBS, MAX_PRIORITY
+from core.logs import LogFormat
 
 app = typer.Typer(
     add_completion=False,
@@ -57,10 +59,16 @@ def serve(  # noqa: PLR0913 - each is an option of the command line
         str | None, typer.Option(help="redis:// or rediss:// URL; default: an embedded Valkey.")
     ] = None,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Of the first router; 0 takes any free port.")
+        int, typer.Option(min=0, max=65535, help="gRPC, first router; 0 takes any free port.")
+    ] = 0,
+    http_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="OpenAI's API, first router; 0: any free port.")
     ] = 0,
     name: Annotated[str, typer.Option(help="Cluster name, the prefix of its keys.")] = "baton",
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Lines for people, or an object a line for machines.")
+    ] = LogFormat.TEXT,
 ) -> None:
     """Run a cluster on this machine until Ctrl-C, which drains it.
 
@@ -78,8 +86,10 @@ def serve(  # noqa: PLR0913 - each is an option of the command line
             profile=profile,
             registry=registry,
             port=port,
+            http_port=http_port,
             name=name,
             log_level=log_level,
+            log_format=log_format,
         )
     )
 
@@ -138,11 +148,64 @@ def generate(  # noqa: PLR0913 - each is an option of the command line
 
 
 @app.command()
+def batch(
+    source: Annotated[Path, typer.Argument(help="Requests: OpenAI's batch format, JSON lines.")],
+    target: Annotated[Path, typer.Argument(help="Answers; one that is there is gone on with.")],
+    address: Annotated[
+        str | None,
+        typer.Option(help="host:port of an OpenAI API; default: the cluster last served here."),
+    ] = None,
+    max_in_flight: Annotated[int, typer.Option(min=1, max=4096, help="Requests at once.")] = 64,
+    priority: Annotated[
+        int,
+        typer.Option(min=-10, max=10, help="Of lines that name none; 10 goes after all others."),
+    ] = 10,
+    json_output: JsonOption = False,
+) -> None:
+    """Answer a file of requests; interrupted, the same command goes on where it stopped.
+
+    Each line is {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}.
+    Requests that begin alike are brought together, so that what they share is computed once.
+    """
+    from cli.batch import BatchJob, answer_batch
+
+    answer_batch(
+        BatchJob(
+            source=source,
+            target=target,
+            address=address,
+            max_in_flight=max_in_flight,
+            priority=priority,
+            json_output=json_output,
+        )
+    )
+
+
+@app.command()
 def status(address: AddressOption = None, *, json_output: JsonOption = False) -> None:
     """Show the instances of a running cluster, their load and their books."""
     from cli.status import show_status
 
     show_status(address, json_output=json_output)
+
+
+@app.command()
+def explain(
+    request_id: Annotated[
+        str, typer.Argument(help="As given, or as x-request-id of the answer or error said.")
+    ],
+    address: AddressOption = None,
+    *,
+    json_output: JsonOption = False,
+) -> None:
+    """Show where one request's time went, where it ran, and why.
+
+    Each router remembers its last 1,024 requests, and of those that failed, were placed more than
+    once or were slow the last 256.
+    """
+    from cli.explain import explain_request
+
+    explain_request(request_id, address, json_output=json_output)
 
 
 @app.command()
@@ -217,3 +280,6 @@ def profile(  # noqa: PLR0913 - each is an option of the command line
             config=config,
         )
     )
+
+
+app.command()(bench)

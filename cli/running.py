@@ -13,12 +13,15 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def announced(name: str, router_addresses: tuple[str, ...]) -> Iterator[Path]:
+def announced(
+    name: str, router_addresses: tuple[str, ...], http_addresses: tuple[str, ...]
+) -> Iterator[Path]:
     """Note a running cluster until the block ends; where that cannot be, it runs all the same."""
     path = _folder() / f"{name}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"routers": router_addresses}), encoding="utf-8")
+        note = {"routers": router_addresses, "http": http_addresses}
+        path.write_text(json.dumps(note), encoding="utf-8")
     except OSError as error:
         logger.warning("other commands will need --address: cannot write %s: %s", path, error)
     try:
@@ -35,19 +38,21 @@ class NoCluster(BatonError):
 
 
 def find_routers(address: str | None) -> tuple[str, ...]:
-    """The given address, or those of the cluster announced last. Raises NoCluster."""
-    found = (address,) if address else _announced_last()
-    if not found:
-        raise NoCluster("no running cluster: start one with `baton serve`, or give --address")
-    return found
+    """gRPC: the given address, or those of the cluster announced last. Raises NoCluster."""
+    return (address,) if address else _announced_last("routers")
 
 
-def _announced_last() -> tuple[str, ...]:
+def find_http(address: str | None) -> tuple[str, ...]:
+    """The same, of OpenAI's API."""
+    return (address,) if address else _announced_last("http")
+
+
+def _announced_last(door: str) -> tuple[str, ...]:
     notes = sorted(_folder().glob("*.json"), key=lambda path: path.stat().st_mtime)
     if not notes:
-        return ()
+        raise NoCluster("no running cluster: start one with `baton serve`, or give --address")
     document = json.loads(notes[-1].read_text(encoding="utf-8"))
-    return tuple(str(address) for address in document["routers"])
+    return tuple(str(address) for address in document[door])
 
 
 def _folder() -> Path:

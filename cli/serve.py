@@ -33,8 +33,10 @@ class ServeOptions:
     profile: Path | None
     registry: str | None
     port: int
+    http_port: int
     name: str
     log_level: str
+    log_format: str
 
 
 def serve_cluster(options: ServeOptions) -> None:
@@ -73,7 +75,9 @@ def _spec(options: ServeOptions, console: "Console") -> "ClusterSpec":
         name=options.name,
         registry_url=options.registry,
         router_port=options.port,
+        http_port=options.http_port,
         log_level=options.log_level,
+        log_format=options.log_format,
     )
 
 
@@ -115,8 +119,11 @@ async def _serve_forever(spec: "ClusterSpec", console: "Console") -> None:
     from deploy.cluster import start_cluster
 
     async with start_cluster(spec, lambda text: console.print(text, style="dim")) as cluster:
-        with announced(spec.name, cluster.router_addresses):
-            console.print(f"serving {spec.model_dir.name} on {', '.join(cluster.router_addresses)}")
+        with announced(spec.name, cluster.router_addresses, cluster.http_addresses):
+            console.print(f"serving {spec.model_dir.name}")
+            console.print(f"  gRPC    {', '.join(cluster.router_addresses)}")
+            urls = ", ".join(f"http://{address}/v1" for address in cluster.http_addresses)
+            console.print(f"  OpenAI  {urls}")
             console.print("ask with: baton generate 'Why is the sky blue?'; Ctrl-C stops")
             # For a cluster that serves, the signal is the regular end.
             with suppress(asyncio.CancelledError):

@@ -20,6 +20,14 @@ class MonotonicClock:
         return time.monotonic()
 
 
+def unix_time_s() -> float:
+    """Seconds since 1970, UTC, by the host's wall clock, which may be set back and forth.
+
+    For people and for other systems, who know no other: never for a duration or a decision.
+    """
+    return time.time()
+
+
 class ManualClock:
     """A clock that moves only when told to: tests and the simulation run on it."""
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_type_hints
+from urllib.parse import urlsplit
 
 from core.errors import ConfigError
 from core.failpoints import Failpoints
@@ -187,6 +188,12 @@ class RouterConfig:
     max_local_prefill_tokens: int = 0
     """A decode instance may read a prompt itself, where that is predicted to be cheaper, when it
     does not cache at most so many of its tokens; 0: never."""
+    otlp_endpoint: str = ""
+    """URL of an OpenTelemetry collector, for example http://localhost:4318: it gets a trace of each
+    request over OTLP/HTTP; empty: nobody does."""
+    trace_sample_ratio: float = 1.0
+    """Share of requests that are traced, 0 to 1, where their callers have not decided it. A trace
+    costs its router about a millisecond of processor time."""
 
     def problems(self) -> Iterator[str]:
         """What is wrong, if anything."""
@@ -199,6 +206,10 @@ class RouterConfig:
         yield from _at_least(self, 0, "max_local_prefill_tokens", "slo_ttft_s", "slo_tpot_s")
         if self.policy not in POLICIES:
             yield f"policy must be of {', '.join(POLICIES)}, got {self.policy!r}"
+        if self.otlp_endpoint and not _is_http_url(self.otlp_endpoint):
+            yield f"otlp_endpoint must be an http:// or https:// URL, got {self.otlp_endpoint!r}"
+        if not 0 <= self.trace_sample_ratio <= 1:
+            yield f"trace_sample_ratio must be 0 to 1, got {self.trace_sample_ratio}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +291,14 @@ def _value(kind: object, value: object, where: str, problems: list[str]) -> obje
         wanted = getattr(kind, "__name__", str(kind))
         problems.append(f"{where} must be {wanted}, got {type(value).__name__} {value!r}")
     return value
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # brackets that do not match, a port that is no number
+        return False
 
 
 def _at_least(node: object, limit: int, *names: str) -> Iterator[str]:

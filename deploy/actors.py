@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from core.errors import BatonError
+from core.logs import begin_logging
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +88,10 @@ class ServiceThread:
 class ServiceActor:
     """The Ray actor around one service; rebuilt by Ray with the same arguments after a crash."""
 
-    def __init__(self, name: str, kind: str, spec_json: str, log_level: str) -> None:
-        logging.basicConfig(level=log_level, format="%(asctime)s %(name)s %(message)s")
+    def __init__(
+        self, name: str, kind: str, spec_json: str, log_level: str, log_format: str
+    ) -> None:
+        begin_logging(log_level, log_format)
         self._service = ServiceThread(_main_of(kind, spec_json), name)
 
     def address(self) -> str:

@@ -60,8 +60,12 @@ class ClusterSpec:
     """None starts the embedded Valkey."""
     router_port: int = 0
     """Of the first router; 0 takes any free one."""
+    http_port: int = 0
+    """The same, of OpenAI's API."""
     drain_s: float = 5.0
     log_level: str = "WARNING"
+    log_format: str = "text"
+    """One of core.logs.LogFormat."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,6 +78,8 @@ class Cluster:
     """Instance or router id → actor handle."""
     addresses: dict[str, str] = field(default_factory=dict)
     """Instance or router id → host:port, as first started."""
+    http_addresses: tuple[str, ...] = ()
+    """host:port of OpenAI's API at every router."""
 
     @property
     def router_addresses(self) -> tuple[str, ...]:
@@ -111,7 +117,8 @@ class Cluster:
             raise errors.exceptions[0] from None
         num_instances = len(self.actors) - len(self.router_addresses)
         for address in self.router_addresses:
-            await await_connected(address, num_instances)
+            reply = await await_connected(address, num_instances)
+            self.http_addresses += (reply.http_address,)
 
     async def _await_ready(self, name: str, on_progress: Progress) -> None:
         self.addresses[name] = await self.address(name)
@@ -130,7 +137,7 @@ class Cluster:
             options["scheduling_strategy"] = self._placement(spec)
         actor = self.ray.remote(ServiceActor).options(**options)
         handle: ActorHandle[Any] = actor.remote(
-            spec.name, spec.kind, spec.spec_json, spec.log_level
+            spec.name, spec.kind, spec.spec_json, spec.log_level, spec.log_format
         )
         return handle
 
@@ -168,15 +175,16 @@ class Cluster:
 
 async def await_connected(
     router_address: str, num_instances: int, *, timeout_s: float = CONNECT_TIMEOUT_S
-) -> None:
-    """Return once a router is connected to so many instances. Raises PeerLost when it is not."""
+) -> cluster_pb2.StatusReply:
+    """A router's status once it is connected to so many instances. Raises PeerLost."""
     async with dial(router_address) as channel:
         stub = cluster_pb2_grpc.ClusterStub(channel)
         try:
             async with asyncio.timeout(timeout_s):
-                while await _num_connected(stub) < num_instances:  # noqa: ASYNC110
+                while _num_connected(reply := await _status(stub)) < num_instances:  # noqa: ASYNC110
                     # Another process: there is no event to wait for.
                     await asyncio.sleep(CONNECT_PROBE_S)
+                return reply
         except (TimeoutError, grpc.aio.AioRpcError) as error:
             raise PeerLost(
                 f"router {router_address} is not connected to {num_instances} instances "
@@ -184,8 +192,11 @@ async def await_connected(
             ) from error
 
 
-async def _num_connected(stub: "cluster_pb2_grpc.ClusterAsyncStub") -> int:
-    reply = await stub.Status(cluster_pb2.StatusRequest(), timeout=CONNECT_TIMEOUT_S)
+async def _status(stub: "cluster_pb2_grpc.ClusterAsyncStub") -> cluster_pb2.StatusReply:
+    return await stub.Status(cluster_pb2.StatusRequest(), timeout=CONNECT_TIMEOUT_S)
+
+
+def _num_connected(reply: cluster_pb2.StatusReply) -> int:
     return sum(instance.connected for instance in reply.instances)
 
 
@@ -198,6 +209,7 @@ class ActorSpec:
     """router or instance."""
     spec_json: str
     log_level: str
+    log_format: str
     num_cpus: float
     num_gpus: float
 
@@ -239,8 +251,9 @@ async def _check(spec: ClusterSpec) -> None:
     check_memory(
         cluster_bytes(spec.plan, spec.config.engine, spec.model_dir), available_memory_bytes()
     )
-    if spec.router_port:
-        check_port(spec.router_port)
+    for port in (spec.router_port, spec.http_port):
+        if port:
+            check_port(port)
     # Last: it takes seconds, the others nothing.
     await check_model(spec.model_dir, layouts=spec.plan.layouts)
 
@@ -285,6 +298,7 @@ def _instance(
         kind="instance",
         spec_json=instance.to_json(),
         log_level=spec.log_level,
+        log_format=spec.log_format,
         num_cpus=pool.num_cpus * pool.layout.num_workers,
         num_gpus=pool.num_gpus * pool.layout.num_workers,
     )
@@ -299,6 +313,8 @@ def _router(spec: ClusterSpec, registry_url: str, index: int) -> ActorSpec:
         registry_url=registry_url,
         cluster=spec.name,
         port=spec.router_port if index == 0 else 0,
+        http_port=spec.http_port if index == 0 else 0,
+        max_decoding=spec.config.worker.max_running,
         drain_s=spec.drain_s,
     )
     return ActorSpec(
@@ -306,6 +322,7 @@ def _router(spec: ClusterSpec, registry_url: str, index: int) -> ActorSpec:
         kind="router",
         spec_json=router.to_json(),
         log_level=spec.log_level,
+        log_format=spec.log_format,
         num_cpus=0,
         num_gpus=0,
     )

@@ -26,6 +26,8 @@ from policy.table import (
 )
 
 MAX_DRAW = 2**31
+MAX_OTHERS = 3
+"""Told of a decision beside its winner: enough to see by how much it won."""
 _64_BITS = 2**64 - 1
 
 
@@ -107,6 +109,8 @@ class Decision:
     """For the next pick."""
     reasons: tuple[str, ...]
     """For the log: how many were left after each filter, and the winner's score."""
+    others: tuple[tuple[int, float], ...] = ()
+    """Row and score of those that came next, best first; MAX_OTHERS at most."""
 
 
 def place(table: Table, need: Need, criteria: Criteria, state: PickState) -> Decision:
@@ -137,7 +141,17 @@ def place(table: Table, need: Need, criteria: Criteria, state: PickState) -> Dec
     scores = np.where(chosen, score(table, need, criteria), np.inf)
     row = pick(scores, criteria.code, state.num_picks, state.draw())
     why = f"{criteria.policy}: score {scores[row]:g}"
-    return Decision(row=row, state=state.next(), reasons=(*reasons, why))
+    return Decision(
+        row=row, state=state.next(), reasons=(*reasons, why), others=_others(scores, row)
+    )
+
+
+def _others(scores: Floats, row: int) -> tuple[tuple[int, float], ...]:
+    num = MAX_OTHERS + 1
+    # Sorting them all would cost as much again as the decision, of a thousand instances.
+    best = np.argpartition(scores, num)[:num] if len(scores) > num else np.arange(len(scores))
+    told = sorted((float(scores[other]), int(other)) for other in best if other != row)
+    return tuple((other, score) for score, other in told[:MAX_OTHERS] if score < np.inf)
 
 
 def able_rows(table: Table, need: Need) -> Bools:

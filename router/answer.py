@@ -5,15 +5,18 @@ from core.request import FinishReason, Request, TokenLogprobs
 from router.answer_text import AnswerText, Piece
 from router.events import Delta, Finished
 from router.output import ClientBuffer
-from router.timeline import Timeline
+from router.record import ChoiceRecord
 from text.tokenizer import Tokenizer
 
 
 class Answer:
     """Takes tokens in order; puts events into the client's buffer."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, buffer: ClientBuffer) -> None:
-        self.timeline = Timeline(arrived_at_s=request.arrived_at_s)
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, buffer: ClientBuffer, record: ChoiceRecord
+    ) -> None:
+        self.record = record
+        self.timeline = record.timeline
         self._choice = request.child_index
         self._buffer = buffer
         self._text = AnswerText(tokenizer, request.stop.stop_strings)

@@ -18,7 +18,8 @@ from router.answer import Answer
 from router.crew import Crew
 from router.flow import Flow
 from router.link import Health, InstanceLink
-from router.placer import Wanted
+from router.placer import Placed, Wanted
+from router.record import Attempt, Outcome, outcome_of
 from router.surroundings import Surroundings
 from router.witness import Witness
 
@@ -59,6 +60,8 @@ class Choice:
         self._request = request
         self._around = around
         self._answer = answer
+        self._record = answer.record
+        self._num_losses_seen = 0
         self._siblings = siblings
         self._flow = Flow(
             request,
@@ -75,7 +78,7 @@ class Choice:
         self._fingerprint: Fingerprint | None = None
         """Of the first placement, and so of every later one."""
         self._is_waiting = False
-        self._kept: dict[Phase, InstanceLink] | None = None
+        self._kept: dict[Phase, Placed] | None = None
         self._give_up_at_s: float | None = None
 
     @property
@@ -129,6 +132,8 @@ class Choice:
         decode = self._flow.decode
         if decode is not None and decode.instance_id == instance_id and output.token_ids:
             self._answer.timeline.handed_over(instance_id, output.timing)
+            if output.timing is not None:
+                self._record.handed_over(output.timing)
             if output.timing is not None and (prefill := self._flow.prefill) is not None:
                 self._learn(prefill.instance_id, instance_id, output.timing)
 
@@ -154,6 +159,7 @@ class Choice:
     def _act(self, actions: Iterable[Action]) -> None:
         """Do these, and what follows from them, then place what the flow still needs."""
         self._due.extend(actions)
+        self._note_losses()
         if self._is_acting:
             return
         self._is_acting = True
@@ -168,6 +174,11 @@ class Choice:
         finally:
             self._is_acting = False
 
+    def _note_losses(self) -> None:
+        for error in self._flow.losses[self._num_losses_seen :]:
+            self._record.lost(error, self._around.clock.now_s())
+        self._num_losses_seen = len(self._flow.losses)
+
     def _do(self, action: Action) -> None:
         logger.debug("do handoff_id=%s %s", self._request.handoff_id, type(action).__name__)
         match action:
@@ -176,19 +187,20 @@ class Choice:
                     self._due.extend(self._flow.stop_matched())
             case Finish():
                 self._answer.finish(action.reason, self._flow.num_attempts)
-                self._end(action.reason.value)
+                self._end(Outcome("OK", action.reason.name))
             case Fail():
                 self._answer.fail(action.error)
-                self._end(action.error.reason)
+                self._end(outcome_of(action.error))
             case _:
                 self._crew.do(action, self._group)
 
-    def _end(self, why: str) -> None:
+    def _end(self, outcome: Outcome) -> None:
+        self._record.ended(outcome, self._around.clock.now_s())
         logger.info(
             "over handoff_id=%s state=%s why=%s num_tokens=%d attempts=%d",
             self._request.handoff_id,
             self._flow.state.value,
-            why,
+            outcome.reason,
             self._flow.delivery.num_tokens,
             self._flow.num_attempts,
         )
@@ -213,20 +225,21 @@ class Choice:
         except (NoInstance, Saturated) as error:
             self._wait_for_place(error)
             return bool(self._due)
-        if unproven := self._witness.unproven(found.values()):
+        if unproven := self._witness.unproven(placed.link for placed in found.values()):
             self._is_waiting = True
             self._crew.start(self._prove(found, unproven), self._group)
             return False
         self._start(found)
         return True
 
-    def _start(self, found: dict[Phase, InstanceLink]) -> None:
+    def _start(self, found: dict[Phase, Placed]) -> None:
         self._give_up_at_s = None
         self._witness.placed()
-        names = {phase: link.member.instance_id for phase, link in found.items()}
+        names = {phase: placed.link.member.instance_id for phase, placed in found.items()}
         self._siblings.prefill_id = names.get(Phase.PREFILL, self._siblings.prefill_id)
-        self._fingerprint = next(iter(found.values())).member.fingerprint
+        self._fingerprint = next(iter(found.values())).link.member.fingerprint
         self._due.extend(self._flow.placed(names.get(Phase.PREFILL), names.get(Phase.DECODE)))
+        self._note_attempt(found)
         logger.info(
             "placed handoff_id=%s attempt=%d %s",
             self._request.handoff_id,
@@ -234,19 +247,34 @@ class Choice:
             " ".join(f"{phase.name.lower()}={name}" for phase, name in names.items()),
         )
 
-    def _take_kept(self, needs: frozenset[Phase]) -> dict[Phase, InstanceLink] | None:
+    def _note_attempt(self, found: Mapping[Phase, Placed]) -> None:
+        sides = {Phase.PREFILL: self._flow.prefill, Phase.DECODE: self._flow.decode}
+        self._record.placed(
+            Attempt(
+                number=self._flow.attempt,
+                placed_at_s=self._around.clock.now_s(),
+                instance_ids={p: side.instance_id for p, side in sides.items() if side},
+                reasons=tuple(
+                    f"{phase.name.lower()} {placed.link.member.instance_id}: {reason}"
+                    for phase, placed in found.items()
+                    for reason in placed.reasons
+                ),
+            )
+        )
+
+    def _take_kept(self, needs: frozenset[Phase]) -> dict[Phase, Placed] | None:
         """The place found before it was proven that somebody lives there, if it still fits."""
         kept, self._kept = self._kept, None
         if kept is None or kept.keys() != needs:
             return None
         # Another suspect may have been faster.
         apart_from = self._witness.apart_from
-        for link in kept.values():
+        for link in (placed.link for placed in kept.values()):
             if link.health is not Health.UP or link.member.instance_id in apart_from:
                 return None
         return kept
 
-    def _find(self, needs: frozenset[Phase]) -> dict[Phase, InstanceLink]:
+    def _find(self, needs: frozenset[Phase]) -> dict[Phase, Placed]:
         """Raises NoInstance or Saturated while it has to wait."""
         if (refusal := self._witness.refusal) is not None:
             raise refusal
@@ -271,6 +299,7 @@ class Choice:
             source_id=self._flow.prefill.instance_id if self._flow.prefill else None,
             prefer_id=self._siblings.prefill_id,
             sink_id=self._flow.decode.instance_id if self._flow.decode else None,
+            priority=request.priority,
         )
 
     def _wait_for_place(self, error: NoInstance | Saturated) -> None:
@@ -292,7 +321,7 @@ class Choice:
             self._wait(PLACE_RETRY_S, forgive=self._flow.avoid)
 
     async def _prove(
-        self, found: dict[Phase, InstanceLink], unproven: Mapping[InstanceLink, float]
+        self, found: dict[Phase, Placed], unproven: Mapping[InstanceLink, float]
     ) -> None:
         for link, since_s in unproven.items():
             if not await link.prove(since_s):

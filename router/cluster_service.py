@@ -40,13 +40,16 @@ class ClusterService:
         steering: Steering,
         drain: Callable[[float], None],
         *,
+        explain: Callable[[str], cluster_pb2.ExplainReply],
         http_address: str,
     ) -> None:
-        """`drain` begins the drain of this process, which may take so many seconds."""
+        """`drain` begins the drain of this process, which may take so many seconds; `explain`
+        raises UnknownRequest."""
         self._membership = membership
         self._admission = admission
         self._steering = steering
         self._drain = drain
+        self._explain = explain
         self._http_address = http_address
         self._slots = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
 
@@ -80,11 +83,20 @@ class ClusterService:
             self._drain(message.timeout_s)
         return cluster_pb2.DrainReply()
 
+    async def explain(
+        self, request: cluster_pb2.ExplainRequest | Undecodable, context: Context
+    ) -> cluster_pb2.ExplainReply:
+        """What became of one request."""
+        async with status_boundary(context):
+            return self._explain(readable(request).request_id)
+        raise AssertionError("status_boundary ends the call")
+
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve here."""
         methods: dict[str, Any] = {
             "Status": unary(self.status, cluster_pb2.StatusRequest),
             "Drain": unary(self.drain, cluster_pb2.DrainRequest),
+            "Explain": unary(self.explain, cluster_pb2.ExplainRequest),
         }
         handler = grpc.method_handlers_generic_handler(SERVICE, methods)
         server.add_generic_rpc_handlers((handler,))

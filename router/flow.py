@@ -55,6 +55,8 @@ class Flow:
         """Instances that failed this request; the shell forgives them when nobody else is left."""
         self.wait_error: BatonError | None = None
         """Why it could not be placed when last tried."""
+        self.losses: list[BatonError] = []
+        """Why it had to be placed anew, each time, in order."""
         self._max_attempts = max_attempts
         self._actions: list[Action] = []
 
@@ -346,6 +348,7 @@ class Flow:
         self._try_again(error)
 
     def _try_again(self, error: BatonError) -> None:
+        self.losses.append(error)
         if self.num_attempts >= self._max_attempts and not self.is_over:
             cause = f"placed {self.num_attempts} times; last: {error.reason}: {error}"
             self._fail(AttemptsExhausted(cause))

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -20,6 +20,7 @@ from core.validation import (
     RequestDraft,
     build_request,
     check_draft,
+    request_id_of,
 )
 from policy.admission import refusal
 from policy.fairness import OUTPUT_TOKEN_COST, PROMPT_TOKEN_COST, Claim
@@ -29,9 +30,11 @@ from router.choice import Choice, Siblings
 from router.events import Accepted, Delta, Event, Finished
 from router.headroom import Headroom
 from router.output import ClientBuffer
+from router.record import ChoiceRecord, RequestRecord
 from router.running import Running, RunningRequests
 from router.served_model import ServedModel
 from router.surroundings import Surroundings
+from router.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -74,40 +77,82 @@ class Orchestrator:
             max_queued=limits.max_queued or config.max_queued,
         )
 
-    async def serve(self, draft: RequestDraft, write: Write, *, timeout_s: float | None) -> None:
+    async def serve(
+        self,
+        draft: RequestDraft,
+        write: Write,
+        *,
+        timeout_s: float | None,
+        request_id: RequestId | None = None,
+        door: str = "grpc",
+    ) -> None:
         """Write the whole answer; `timeout_s` is the transport's own limit.
 
+        `request_id` is what the door has called it already: `request_id_of` the draft's own.
         Raises the typed error that ended it. A cancel of the caller ends it everywhere.
         """
-        now_s = self.clock.now_s()
+        request_id = request_id or request_id_of(draft.request_id)
+        recorder = self._around.recorder
+        with recorder.recording(request_id, door, draft.trace_parent) as record:
+            request = await self._accept(draft, timeout_s, record)
+            await self._admit(request, draft.num_choices, write, record)
+
+    async def _accept(
+        self, draft: RequestDraft, timeout_s: float | None, record: RequestRecord
+    ) -> Request:
+        """The request that a draft makes, if it can be served at all."""
         self.admission.check(draft.tenant)
-        name = self._around.membership.find_model(draft.model)
-        limits = self.model.limits(self._around.membership.max_context_tokens(name))
+        record.model = self._around.membership.find_model(draft.model)
+        limits = self.model.limits(self._around.membership.max_context_tokens(record.model))
         check_draft(draft, limits)
         arrival = Arrival(
-            request_id=RequestId(draft.request_id or secrets.token_hex(16)),
-            model=name,
+            request_id=record.request_id,
+            model=record.model,
             seed=secrets.randbits(64) if draft.seed is None else draft.seed,
-            arrived_at_s=now_s,
-            deadline_s=now_s + self._allowed_s(draft, timeout_s),
+            arrived_at_s=record.arrived_at_s,
+            deadline_s=record.arrived_at_s + self._allowed_s(draft, timeout_s),
         )
         request = await self._build(draft, limits, arrival)
         if request.sampling.grammar is not None:
             await self._check_grammar(request.sampling.grammar)
         self._around.suspects.check(request)
-        left_s = request.deadline_s - self.clock.now_s()
         self._check_priority(request)
+        return request
+
+    async def _admit(
+        self, request: Request, num_choices: int, write: Write, record: RequestRecord
+    ) -> None:
+        """Wait for a place, and run in it."""
+        now_s, admission = self.clock.now_s(), self.admission
+        left_s = request.deadline_s - now_s
+        record.asks(
+            request, now_s, num_running=admission.num_running, num_queued=admission.num_queued
+        )
         self._refuse_hopeless(request, left_s)
         with (
             self._running.hold(request) as running,
-            self._within_quota(request, draft.num_choices, write) as metered,
+            self._within_quota(request, num_choices, write) as metered,
         ):
             cost = self._weighted(request, PROMPT_TOKEN_COST * request.num_prompt_tokens)
-            async with self.admission.admit(
+            async with admission.admit(
                 left_s, _claim(request), cost=cost, patience_s=self._config.slo_ttft_s or None
             ):
+                record.admitted_at_s = self.clock.now_s()
                 running.check()
-                await self._run(request, draft.num_choices, running, metered)
+                await self._run(request, running, metered, self._open(request, num_choices, record))
+
+    def _open(
+        self, request: Request, num_choices: int, record: RequestRecord
+    ) -> list[ChoiceRecord]:
+        written = self._around.recorder.metrics.written(request.model)
+        record.choices = [
+            ChoiceRecord(
+                index=index,
+                timeline=Timeline(arrived_at_s=request.arrived_at_s, written=written),
+            )
+            for index in range(num_choices)
+        ]
+        return record.choices
 
     def _check_priority(self, request: Request) -> None:
         limit = self._settings.of_tenant(request.tenant).max_priority
@@ -193,9 +238,9 @@ class Orchestrator:
         return tuple(tokenizer.encode(prompt))
 
     async def _run(
-        self, request: Request, num_choices: int, running: Running, write: Write
+        self, request: Request, running: Running, write: Write, records: Sequence[ChoiceRecord]
     ) -> None:
-        config = self._config
+        config, num_choices = self._config, len(records)
         buffer = ClientBuffer(
             max_bytes=config.max_client_buffer_bytes,
             stall_s=config.client_stall_s,
@@ -204,13 +249,13 @@ class Orchestrator:
         siblings = Siblings()
         running.choices = [
             Choice(
-                child := replace(request, child_index=index),
+                child := replace(request, child_index=record.index),
                 self._around,
-                Answer(child, self.model.tokenizer, buffer),
+                Answer(child, self.model.tokenizer, buffer, record),
                 siblings,
                 num_attempts_before=running.num_attempts_before,
             )
-            for index in range(num_choices)
+            for record in records
         ]
         logger.info(
             "admitted request_id=%s num_prompt_tokens=%d num_choices=%d epoch=%d",

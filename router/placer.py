@@ -9,7 +9,7 @@ from core.request import Request
 from core.settings import Settings
 from policy.admission import Forecast, forecast, num_free_answers
 from policy.mixed_pool import Thresholds, leaving_helpers, next_helper
-from policy.placement import Criteria, Need, PickState, able_rows, place
+from policy.placement import Criteria, Decision, Need, PickState, able_rows, place
 from policy.predict import prefill_wait_s, room_wait_s, step_after_s
 from policy.table import Ask, Floats, Ints, Phase, Weights
 from router.link import InstanceLink
@@ -20,6 +20,9 @@ from router.prefix_index import PromptNames
 logger = logging.getLogger(__name__)
 
 
+BACKGROUND_WORK = 50.0
+"""`Weights.work` of requests below normal priority: they have time, so they go where they cost the
+least, unless they would wait 50 times as long as that saves."""
 HELP_EVERY_S = 0.05
 """Who helps is looked at as often as reports come."""
 
@@ -44,6 +47,16 @@ class Wanted:
     """Where another choice of the request was prefilled."""
     sink_id: InstanceId | None = None
     """Where its KV goes, when only a prefill is wanted."""
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Who takes one phase, and why."""
+
+    link: InstanceLink
+    reasons: tuple[str, ...]
+    """How many were left after each filter, the winner's score, and the next best ones'."""
 
 
 class Placer:
@@ -73,7 +86,7 @@ class Placer:
         self._policy = policy.name or self._config.policy
         self._weights = Weights(work=policy.work, disturbance=policy.disturbance)
 
-    def place(self, wanted: Wanted) -> dict[Phase, InstanceLink]:
+    def place(self, wanted: Wanted) -> dict[Phase, Placed]:
         """An instance for every wanted phase. Raises NoInstance or Saturated."""
         fleet = self._view.fleet
         source = None if wanted.source_id is None else fleet.rows.get(wanted.source_id)
@@ -85,18 +98,19 @@ class Placer:
             source=source,
             prefer=None if wanted.prefer_id is None else fleet.rows.get(wanted.prefer_id),
         )
-        rows, by = dict[Phase, int](), self.criteria()
+        found, by = dict[Phase, Decision](), self.criteria(wanted.priority)
         for phase in sorted(wanted.phases):
             if phase is Phase.DECODE:
                 # A handoff to itself moves nothing.
                 need = need._replace(phase=phase, prefer=need.source)
             partner_id = wanted.sink_id if need.source is None else fleet.name(need.source)
             need = need._replace(ejected=self._outliers.rows(partner_id))
-            row = rows[phase] = self._pick(need, by)
+            found[phase] = self._pick(need, by)
+            row = found[phase].row
             # Prefill and decode of one request are of one fingerprint, always.
             code = int(fleet.table.fingerprint[row])
             need = need._replace(fingerprint=code, source=row)
-        return {phase: self._take(phase, row, need) for phase, row in rows.items()}
+        return {phase: self._take(phase, decision, need) for phase, decision in found.items()}
 
     def forecast(self, request: Request) -> Forecast | None:
         """When its first token can be expected; None while nothing was seen to tell by."""
@@ -118,14 +132,16 @@ class Placer:
         able = fleet.table.alive & ~fleet.table.draining
         return num_free_answers(self._view.observed.model, fleet.table, able, target_s)
 
-    def criteria(self) -> Criteria:
+    def criteria(self, priority: int = 0) -> Criteria:
         """By what is judged now."""
-        observed = self._view.observed
+        observed, weights = self._view.observed, self._weights
+        if priority < 0:
+            weights = weights._replace(work=max(weights.work, BACKGROUND_WORK))
         return Criteria(
             policy=self._policy,
             model=observed.model,
             links=observed.links,
-            weights=self._weights,
+            weights=weights,
             max_local_prefill_tokens=self._config.max_local_prefill_tokens,
         )
 
@@ -133,20 +149,23 @@ class Placer:
         code = self._view.fleet.code("model", model)
         return Need(phase=Phase.PREFILL, num_tokens=num_tokens, model=code)
 
-    def _pick(self, need: Need, by: Criteria) -> int:
+    def _pick(self, need: Need, by: Criteria) -> Decision:
         self._adjust_help(need)
         table, state = self._view.fleet.table, self._states[need.phase]
         decision = place(table, need, by, state)
         self._states[need.phase] = decision.state
         logger.debug("placed %s on row %d: %s", need.phase.name, decision.row, decision.reasons)
-        return decision.row
+        return decision
 
-    def _take(self, phase: Phase, row: int, need: Need) -> InstanceLink:
-        link = self._membership.get(self._view.fleet.name(row))
+    def _take(self, phase: Phase, decision: Decision, need: Need) -> Placed:
+        row, name = decision.row, self._view.fleet.name
+        link = self._membership.get(name(row))
         assert link is not None, "a row in use has its link"
         hits = 0 if need.hit_tokens is None else int(need.hit_tokens[row])
         link.sight.expect(phase, max(1, need.num_input_tokens - hits))
-        return link
+        others = (f"next {name(other)}: {score:.3g}" for other, score in decision.others)
+        known = (f"{hits} of {need.num_input_tokens} tokens cached",) if hits else ()
+        return Placed(link, (*decision.reasons, *others, *known))
 
     def _hits(self, wanted: Wanted) -> Ints:
         prompt = self._prompts.of(wanted.tenant, wanted.input_token_ids)

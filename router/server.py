@@ -21,15 +21,23 @@ from registry.heartbeat import keep_announced
 from registry.shared import Shared, join_shared, keep_shared
 from router import cluster_service, generation_service, settings_service
 from router.cluster_service import ClusterService
+from router.explain import explained
+from router.gauges import RouterGauges
 from router.generation_service import GenerationService
+from router.history import History
 from router.http.app import build_app
 from router.http.listen import bind_http, listening
+from router.kserve import service as kserve_service
+from router.kserve.service import KserveService
+from router.loop_lag import watch_loop_lag
 from router.membership import Membership
+from router.metrics import Metrics
 from router.orchestrator import Orchestrator
 from router.outliers import Outliers
 from router.placer import Placer
 from router.prefix_index import PromptNames
 from router.quotas import Quotas
+from router.recorder import Recorder, Traces
 from router.retries import Retries
 from router.served_model import ServedModel
 from router.settings_service import SettingsService
@@ -39,6 +47,7 @@ from router.surroundings import Surroundings
 from router.suspects import Suspects
 from router.view import View
 from rpc.options import Plane
+from rpc.pb import cluster_pb2
 from rpc.process import run_process
 from rpc.serve import Life, bind, build, serve
 
@@ -64,7 +73,11 @@ async def run_router(
     owned = connect(spec.registry_url, spec.cluster, clock=clock) if registry is None else registry
     try:
         shared = await join_shared(owned, clock, stop=stop)
-        await _Router(spec, model, owned, shared).run(stop, ready)
+        router = _Router(spec, model, owned, shared)
+        try:
+            await router.run(stop, ready)
+        finally:
+            await router.close()
     finally:
         if registry is None:
             await owned.close()
@@ -89,11 +102,13 @@ class _Router:
         prompts = PromptNames(shared.key)
         placer = Placer(self._membership, outliers, prompts, config, seed=secrets.randbits(32))
         self._quotas = Quotas(registry, spec.router_id, shared.clock)
+        self._recorder = _recorder(spec, shared.clock)
         around = Surroundings(
             router_id=spec.router_id,
             membership=self._membership,
             placer=placer,
             quotas=self._quotas,
+            recorder=self._recorder,
             clock=shared.clock,
             capabilities=self._capabilities,
             prompts=prompts,
@@ -103,14 +118,30 @@ class _Router:
             max_attempts=config.max_attempts,
         )
         self._orchestrator = Orchestrator(around, model, config)
+        gauges = RouterGauges(self._membership, self._orchestrator.admission, spec)
+        self._recorder.metrics.add(gauges)
         users = (self._orchestrator.use, placer.use, self._quotas.use, use_log_level)
         self._steering = Steering(registry, users)
 
+    def _explain(self, request_id: str) -> cluster_pb2.ExplainReply:
+        record = self._recorder.history.get(request_id)
+        return explained(record, self._spec.router_id, self._shared.clock.now_s())
+
+    async def close(self) -> None:
+        """After `run`: whoever keeps books delivers them."""
+        await self._recorder.close()
+
     async def run(self, stop: asyncio.Event, ready: Ready) -> None:
         """Serve until `stop`, or until a Drain call has been carried out."""
-        names = (generation_service.SERVICE, cluster_service.SERVICE, settings_service.SERVICE)
+        names = (
+            generation_service.SERVICE,
+            cluster_service.SERVICE,
+            settings_service.SERVICE,
+            kserve_service.SERVICE,
+        )
         server = await build(Plane.CLIENT, names)
         GenerationService(self._orchestrator).add_to(server.grpc)
+        KserveService(self._orchestrator, self._membership).add_to(server.grpc)
         admission = self._orchestrator.admission
         listener = bind_http(self._spec.host, self._spec.http_port)
         cluster = ClusterService(
@@ -118,6 +149,7 @@ class _Router:
             admission,
             self._steering,
             drain=lambda _: stop.set(),
+            explain=self._explain,
             http_address=f"{self._spec.host}:{listener.getsockname()[1]}",
         )
         cluster.add_to(server.grpc)
@@ -143,10 +175,33 @@ class _Router:
         life = Life(
             ready=serving, stop=stop, drain=self._orchestrator.drain, drain_s=self._spec.drain_s
         )
-        loops = (self._membership.run, announce, share, self._steering.run, self._quotas.run)
-        app = build_app(self._orchestrator, self._membership, lambda _: (b"", "text/plain"))
+        metrics = self._recorder.metrics
+
+        async def watch_lag() -> None:
+            await watch_loop_lag(self._shared.clock, metrics.lagged)
+
+        loops = (
+            *(self._membership.run, announce, share),
+            *(self._steering.run, self._quotas.run, watch_lag),
+        )
+        app = build_app(self._orchestrator, self._membership, metrics.exposition)
         async with listening(app, listener):
             await serve(server, loops, life)
+
+
+def _recorder(spec: RouterSpec, clock: Clock) -> Recorder:
+    config = spec.config
+    history = History(slow_ttft_s=config.slo_ttft_s, slow_tpot_s=config.slo_tpot_s)
+    return Recorder(clock, Metrics(), history, _traces(spec))
+
+
+def _traces(spec: RouterSpec) -> Traces | None:
+    if not spec.config.otlp_endpoint:
+        return None
+    # Here, because few routers need what it imports.
+    from router.otlp import otlp_tracing
+
+    return otlp_tracing(spec.router_id, spec.config)
 
 
 def _member(spec: RouterSpec, address: str) -> Member:

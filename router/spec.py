@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.config import RouterConfig
+from core.config import RouterConfig, WorkerConfig
 from core.errors import ConfigError
 from core.ids import RouterId
 from core.json_tree import tree
@@ -60,6 +60,8 @@ class RouterSpec:
     """Of gRPC; 0 takes any free one."""
     http_port: int = 0
     """Of OpenAI's API; 0 takes any free one."""
+    max_decoding: int = WorkerConfig().max_running
+    """Answers in one decode batch of an instance, for telling how full it is."""
     drain_s: float = 30.0
     """For requests under way when it is told to stop."""
 
@@ -69,6 +71,8 @@ class RouterSpec:
         for port in (self.port, self.http_port):
             if port < 0 or not is_address(f"{self.host}:{port or 1}"):
                 problems.append(f"host and port are no address: {port}")
+        if self.max_decoding < 1:
+            problems.append(f"max_decoding must be at least 1, got {self.max_decoding}")
         if not 0 <= self.drain_s < 86_400:
             problems.append(f"drain_s must be 0 to 86,400, got {self.drain_s}")
         if problems:

@@ -10,6 +10,7 @@ from router.outliers import Outliers
 from router.placer import Placer
 from router.prefix_index import PromptNames
 from router.quotas import Quotas
+from router.recorder import Recorder
 from router.retries import Retries
 from router.suspects import Suspects
 
@@ -22,6 +23,7 @@ class Surroundings:
     membership: Membership
     placer: Placer
     quotas: Quotas
+    recorder: Recorder
     clock: Clock
     capabilities: Capabilities
     """Signs who may fetch from whom."""

@@ -6,6 +6,7 @@ from core import slo
 from core.ids import InstanceId
 from core.timing import HandoffTiming, PrefillTiming
 from router.events import RequestTiming
+from router.written import WrittenTokens
 
 
 @dataclass(slots=True, kw_only=True)
@@ -13,7 +14,12 @@ class Timeline:
     """Filled in as things happen; moments on the router's clock."""
 
     arrived_at_s: float
+    written: WrittenTokens | None = None
+    """Counts them together with those of all other choices."""
     prefill_called_at_s: float | None = None
+    """The first time."""
+    prefill_last_called_at_s: float | None = None
+    """The time that brought the first token, once it is there: attempts before it were lost."""
     first_token_at_s: float | None = None
     second_token_at_s: float | None = None
     last_token_at_s: float = 0.0
@@ -28,6 +34,8 @@ class Timeline:
         """A Prefill call was made; the first one ends the router's queue."""
         if self.prefill_called_at_s is None:
             self.prefill_called_at_s = now_s
+        if self.prefill_instance_id is None:
+            self.prefill_last_called_at_s = now_s
 
     def sampled(self, instance_id: InstanceId, timing: PrefillTiming) -> None:
         """A prefill sampled; only who wrote the answer's first token counts."""
@@ -44,6 +52,9 @@ class Timeline:
         """So many more tokens were given to the client's connection."""
         if not num_tokens:
             return
+        if self.written is not None:
+            gap_s = None if self.first_token_at_s is None else now_s - self.last_token_at_s
+            self.written.wrote(num_tokens, gap_s)
         if self.first_token_at_s is None:
             self.first_token_at_s = now_s
         if self.second_token_at_s is None and self.num_tokens + num_tokens > 1:

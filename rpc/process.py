@@ -4,13 +4,14 @@ import argparse
 import asyncio
 import gc
 import json
-import logging
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Protocol, TypeVar
+
+from core.logs import LogFormat, begin_logging
 
 Spec = TypeVar("Spec", contravariant=True)
 
@@ -31,10 +32,9 @@ def run_process(prog: str, parse: Callable[[str], S], service: Service[S]) -> No
     parser = argparse.ArgumentParser(prog=prog)
     parser.add_argument("--spec-json", required=True, help="what its to_json writes")
     parser.add_argument("--log-level", default="WARNING")
+    parser.add_argument("--log-format", default="text", choices=list(LogFormat))
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=arguments.log_level, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr
-    )
+    begin_logging(arguments.log_level, arguments.log_format)
     asyncio.run(_serve(parse(arguments.spec_json), service))
 
 

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 DOMAIN = "baton"
 DETAILS_KEY = "grpc-status-details-bin"
+REQUEST_ID_KEY = "x-request-id"
+"""Metadata: before the first event of an answer, and behind every error of one."""
 MAX_MESSAGE_CHARS = 512
 MAX_DETAILS_BYTES = 3 * 1024
 """With the message twice and base64 still below the 8 KiB that metadata may have."""
@@ -58,9 +60,12 @@ _BY_CODE: dict[grpc.StatusCode, type[BatonError]] = {
 
 
 @asynccontextmanager
-async def status_boundary(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+async def status_boundary(
+    context: grpc.aio.ServicerContext[Any, Any], request_id: str = ""
+) -> AsyncIterator[None]:
     """End the call with the status that an error deserves: around every servicer method's body.
 
+    The error names the request, where the call is one.
     A cancelled call (client gone, server stopping) has nobody to tell: CancelledError passes.
     """
     try:
@@ -68,56 +73,65 @@ async def status_boundary(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncI
     except grpc.aio.AbortError:
         raise  # decided already, further in
     except Exception as error:  # noqa: BLE001 - the edge: what passes here would leak or be lost
-        if all(isinstance(leaf, grpc.aio.InternalError) for leaf in _leaves(error)):
-            # The call went away under a write: as if cancelled a moment earlier.
+        if is_gone(error):
             raise asyncio.CancelledError from None
-        await abort(context, our_error(error))
+        await abort(context, our_error(error, request_id), request_id)
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BatonError) -> NoReturn:
+async def abort(
+    context: grpc.aio.ServicerContext[Any, Any], error: BatonError, request_id: str = ""
+) -> NoReturn:
     """End the call with `error`."""
-    status = to_status(error)
+    status = to_status(error, request_id)
+    metadata: tuple[tuple[str, str | bytes], ...] = ((DETAILS_KEY, status.SerializeToString()),)
+    if request_id:
+        metadata += ((REQUEST_ID_KEY, request_id),)
     try:
-        await context.abort(
-            grpc.StatusCode[error.status],
-            status.message,
-            ((DETAILS_KEY, status.SerializeToString()),),
-        )
+        await context.abort(grpc.StatusCode[error.status], status.message, metadata)
     except grpc.aio.InternalError:
         raise asyncio.CancelledError from None  # the call went away first
     raise AssertionError("abort raises")
 
 
-def our_error(error: Exception) -> BatonError:
+def is_gone(error: BaseException) -> bool:
+    """Whether the call went away under a write: as if cancelled a moment earlier."""
+    return all(isinstance(leaf, grpc.aio.InternalError) for leaf in leaves(error))
+
+
+def our_error(error: Exception, request_id: str = "") -> BatonError:
     """The typed error that an exception is or wraps; anything else is a bug and gets an id."""
-    leaves = list(_leaves(error))
-    bugs = [leaf for leaf in leaves if not isinstance(leaf, BatonError)]
-    bugs += [leaf for leaf in leaves if isinstance(leaf, BatonError) and leaf.status == "INTERNAL"]
-    if not bugs and isinstance(leaves[0], BatonError):
-        return leaves[0]
+    found = list(leaves(error))
+    bugs = [leaf for leaf in found if not isinstance(leaf, BatonError)]
+    bugs += [leaf for leaf in found if isinstance(leaf, BatonError) and leaf.status == "INTERNAL"]
+    if not bugs and isinstance(found[0], BatonError):
+        return found[0]
     culprit = bugs[0]
     error_id = secrets.token_hex(8)
     # Frames and the type only: the text of an exception may quote a prompt.
     places = [error] if culprit is error else [error, culprit]
     frames = "".join(line for e in places for line in traceback.format_tb(e.__traceback__))
-    logger.error("bug error_id=%s type=%s\n%s", error_id, type(culprit).__qualname__, frames)
+    name = type(culprit).__qualname__
+    logger.error("bug error_id=%s request_id=%s type=%s\n%s", error_id, request_id, name, frames)
     return BatonError(f"internal error {error_id}")
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a group, however deep; of any other, itself."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     else:
         yield error
 
 
-def to_status(error: BatonError) -> status_pb2.Status:
+def to_status(error: BatonError, request_id: str = "") -> status_pb2.Status:
     """The status message with its google.rpc details, cut to what metadata may hold."""
     status = status_pb2.Status(
         code=grpc.StatusCode[error.status].value[0], message=str(error)[:MAX_MESSAGE_CHARS]
     )
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    if request_id:
+        status.details.add().Pack(error_details_pb2.RequestInfo(request_id=request_id))
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
@@ -200,7 +214,9 @@ def _rebuild(
         return InvalidRequest(
             tuple(FieldViolation(v.field, v.description) for v in bad.field_violations)
         )
-    known = {cls.__new__(cls).reason: cls for cls in _subclasses(BatonError)}
+    # A class whose objects have reasons of their own cannot be told by its name.
+    plain = (cls for cls in _subclasses(BatonError) if cls.reason is BatonError.reason)
+    known = {cls.__new__(cls).reason: cls for cls in plain}
     found = known.get(info.reason) if info.domain == DOMAIN else None
     # The peer's status must be the class's own: a reason alone does not choose our reaction.
     if found is None or found.status != by_code.status:

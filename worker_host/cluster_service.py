@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc.aio
 
-from core.errors import FieldViolation, InvalidRequest
+from core.errors import FieldViolation, InvalidRequest, Unsupported
 from core.limits import MAX_TIMEOUT_S
 from core.member import Member
 from rpc.convert_report import integrity_to_pb, status_to_pb
@@ -42,6 +42,14 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
                 raise InvalidRequest((FieldViolation("timeout_s", reason),))
             self._host.ask_drain(request.timeout_s)
         return cluster_pb2.DrainReply()
+
+    async def Explain(
+        self, request: cluster_pb2.ExplainRequest, context: Context
+    ) -> cluster_pb2.ExplainReply:
+        """See cluster.proto."""
+        async with status_boundary(context):
+            raise Unsupported("an instance sees parts of a request: ask the router that took it")
+        raise AssertionError("the boundary aborts the call")
 
     def _status(self) -> cluster_pb2.InstanceStatus:
         books = self._host.books

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 from core.validation import Chat, RequestDraft
-from router.events import Accepted, Delta, Event, Finished
 from router.http.shapes import Json, Shape
-from router.http.tally import Tally
 from text.tokenizer import Tokenizer
 
 
@@ -47,14 +45,3 @@ class Asked:
             "model": model,
             "choices": choices,
         }
-
-
-def choice_of(asked: Asked, prompt: int, event: Delta | Finished) -> int:
-    """An event's choice, counted over all prompts."""
-    return prompt * asked.num_choices + event.choice
-
-
-def note(asked: Asked, tally: Tally, prompt: int, event: Event) -> None:
-    """Count an event."""
-    choice = -1 if isinstance(event, Accepted) else choice_of(asked, prompt, event)
-    tally.take(prompt, choice, event)

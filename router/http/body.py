@@ -25,7 +25,7 @@ async def read_fields(request: Request, cls: type[B]) -> B:
     try:
         return cls.model_validate_json(data)
     except ValidationError as error:
-        raise InvalidRequest(_violations(error)) from None
+        raise InvalidRequest(violations_of(error)) from None
 
 
 async def _read(request: Request) -> bytes:
@@ -57,7 +57,7 @@ def _too_large(what: str) -> TooLarge:
     return TooLarge(f"the body has {what}, limit {MAX_CLIENT_MESSAGE_BYTES}")
 
 
-def _violations(error: ValidationError) -> tuple[FieldViolation, ...]:
+def violations_of(error: ValidationError) -> tuple[FieldViolation, ...]:
     """Where and what is wrong; a union names each of its kinds, of which the first says enough."""
     found: dict[str, str] = {}
     for detail in error.errors(include_url=False, include_context=False, include_input=False):

@@ -7,10 +7,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from core import limits
+
 MAX_PROMPTS = 64
 """Of one request; each is a request of its own to the cluster."""
 
-Extension = Field(default=None, description="An extension: not in OpenAI's API.")
+EXTENSION = "An extension: not in OpenAI's API."
+Extension = Field(default=None, description=EXTENSION)
+
+
+def _bounded(about: str | None = None, **bounds: Any) -> Any:  # noqa: ANN401 - as pydantic's Field
+    """Bounds for who reads /openapi.json; core.validation is what holds them."""
+    return Field(default=None, description=about, json_schema_extra=bounds)
 
 
 def _as_list(value: object) -> object:
@@ -61,34 +69,36 @@ class GenerationFields(_Fields):
     model: str = Field(default="", description="As listed by /v1/models; empty: the only one.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
-    seed: int | None = Field(default=None, description="-2^63 to 2^64-1; drawn when not given.")
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = Field(
-        default=None, description="Token id, as a string, to -100 to 100."
+    n: int | None = _bounded(minimum=1, maximum=limits.MAX_NUM_CHOICES)
+    seed: int | None = _bounded("Drawn when not given.", minimum=-(2**63), maximum=limits.MAX_SEED)
+    temperature: float | None = _bounded(minimum=0, maximum=limits.MAX_TEMPERATURE)
+    top_p: float | None = _bounded(exclusiveMinimum=0, maximum=1)
+    presence_penalty: float | None = _bounded(minimum=-2, maximum=2)
+    frequency_penalty: float | None = _bounded(minimum=-2, maximum=2)
+    logit_bias: dict[str, float] | None = _bounded(
+        "Token id, as a string, to -100 to 100.", maxProperties=limits.MAX_LOGIT_BIAS
     )
-    stop: Annotated[list[str] | None, BeforeValidator(_as_list)] = Field(
-        default=None, description="A string, or up to 64 of at most 64 characters."
+    stop: Annotated[list[str] | None, BeforeValidator(_as_list)] = _bounded(
+        "A string, or up to 64 of at most 64 characters.", maxItems=limits.MAX_STOP_STRINGS
     )
-    max_tokens: int | None = None
+    max_tokens: int | None = _bounded(minimum=1)
     response_format: ResponseFormat | None = None
     user: str | None = Field(default=None, description="Ignored.")
-    tools: list[Any] | None = Field(default=None, description="Refused unless empty.")
-    top_k: int | None = Field(default=None, description="An extension; 0 and -1 keep all tokens.")
-    min_p: float | None = Extension
-    repetition_penalty: float | None = Extension
-    min_tokens: int | None = Extension
+    tools: list[Any] | None = _bounded("Refused unless empty.", maxItems=0)
+    top_k: int | None = _bounded("An extension; 0 and -1 keep all tokens.", minimum=-1)
+    min_p: float | None = _bounded(EXTENSION, minimum=0, maximum=1)
+    repetition_penalty: float | None = _bounded(EXTENSION, exclusiveMinimum=0, maximum=10)
+    min_tokens: int | None = _bounded(EXTENSION, minimum=0)
     ignore_eos: bool | None = Extension
     stop_token_ids: list[int] | None = Extension
     structured_outputs: StructuredOutputs | None = Extension
     return_token_ids: bool | None = Field(
         default=None, description="An extension: choices tell their token ids."
     )
-    priority: int | None = Field(
-        default=None, description="An extension, as in vLLM: lower goes first; -10 to 10."
+    priority: int | None = _bounded(
+        "An extension, as in vLLM: lower goes first.",
+        minimum=-limits.MAX_PRIORITY,
+        maximum=limits.MAX_PRIORITY,
     )
     prompt_logprobs: int | None = Field(default=None, description="Refused.")
     lora_request: Any = Field(default=None, description="Refused: adapters are not served.")
@@ -97,8 +107,10 @@ class GenerationFields(_Fields):
 class CompletionFields(GenerationFields):
     """Of POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] | None = None
-    logprobs: int | None = Field(default=None, description="0 to 20 likeliest tokens.")
+    prompt: str | list[str] | list[int] | list[list[int]] | None = Field(
+        default=None, description=f"Needed; a list of texts or of token ids: up to {MAX_PROMPTS}."
+    )
+    logprobs: int | None = _bounded("So many likeliest tokens.", minimum=0, maximum=20)
     echo: bool | None = None
     best_of: int | None = Field(default=None, description="Refused above n.")
     suffix: str | None = Field(default=None, description="Refused.")
@@ -116,17 +128,17 @@ class MessageFields(_Fields):
 
     role: str
     content: str | list[ContentPart] | None = None
-    tool_calls: list[Any] | None = Field(default=None, description="Refused unless empty.")
+    tool_calls: list[Any] | None = _bounded("Refused unless empty.", maxItems=0)
 
 
 class ChatFields(GenerationFields):
     """Of POST /v1/chat/completions."""
 
-    messages: list[MessageFields]
-    max_completion_tokens: int | None = None
+    messages: list[MessageFields] = Field(json_schema_extra={"minItems": 1})
+    max_completion_tokens: int | None = _bounded(minimum=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-    functions: list[Any] | None = Field(default=None, description="Refused unless empty.")
+    top_logprobs: int | None = _bounded("Needs logprobs.", minimum=0, maximum=20)
+    functions: list[Any] | None = _bounded("Refused unless empty.", maxItems=0)
     modalities: list[str] | None = Field(default=None, description="Only text.")
 
 

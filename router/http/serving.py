@@ -1,7 +1,7 @@
 """Serves what an HTTP client asked, as one reply or as a stream, for as long as it stays."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,14 +9,16 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from core.errors import Cancelled
+from core.validation import RequestDraft
 from router.events import Event
 from router.http.asked import Asked
 from router.http.chunks import Chunks, server_sent
 from router.http.errors import body_of
-from router.http.whole import WholeReply
+from router.http.whole import Collected, document
 from router.orchestrator import Orchestrator
 from rpc.status import our_error
 
+DOOR = "http"
 LAST_WORD_S = 1.0
 """To tell a reader that has stopped reading why its answer ends."""
 
@@ -26,9 +28,13 @@ Take = Callable[[int, Event], Awaitable[None]]
 
 async def serve_whole(orchestrator: Orchestrator, asked: Asked, receive: Receive) -> JSONResponse:
     """Everything at once. Raises the typed error that ended it."""
-    reply = WholeReply(asked)
-    await while_connected(receive, _serve_all(orchestrator, asked, reply.take))
-    return JSONResponse(reply.document())
+    answer = Collected(asked.num_choices)
+
+    async def take(prompt: int, event: Event) -> None:
+        answer.take(prompt, event)
+
+    await while_connected(receive, serve_all(orchestrator, asked.drafts, take, DOOR))
+    return JSONResponse(document(asked, answer))
 
 
 class StreamReply:
@@ -50,7 +56,9 @@ class StreamReply:
             await sender.send(chunks.take(prompt, event))
 
         try:
-            await while_connected(receive, _serve_all(self._orchestrator, self._asked, take))
+            await while_connected(
+                receive, serve_all(self._orchestrator, self._asked.drafts, take, DOOR)
+            )
         except Exception as error:
             if not sender.has_begun:
                 raise
@@ -99,10 +107,19 @@ _START: dict[str, Any] = {
 }
 
 
-async def _serve_all(orchestrator: Orchestrator, asked: Asked, take: Take) -> None:
+async def serve_all(
+    orchestrator: Orchestrator,
+    drafts: Sequence[RequestDraft],
+    take: Take,
+    door: str,
+    *,
+    timeout_s: float | None = None,
+) -> None:
+    """All prompts of one call at once; the first that fails ends the others."""
     async with asyncio.TaskGroup() as group:
-        for index, draft in enumerate(asked.drafts):
-            work = orchestrator.serve(draft, partial(take, index), timeout_s=None)
+        for index, draft in enumerate(drafts):
+            write = partial(take, index)
+            work = orchestrator.serve(draft, write, timeout_s=timeout_s, door=door)
             group.create_task(work)
 
 

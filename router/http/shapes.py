@@ -1,7 +1,7 @@
 """How an answer looks: as a completion or as a chat, whole or piece by piece."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from core.request import TokenLogprobs
@@ -16,8 +16,8 @@ class Piece:
     """Some of one choice's answer; in a whole answer, all of it."""
 
     text: str = ""
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     first_char: int = 0
     """Where `text` begins in the choice's text."""
     finished: Finished | None = None

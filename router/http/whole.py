@@ -1,46 +1,57 @@
-"""A whole answer in one reply."""
+"""A whole answer, put together from its events."""
 
 from collections import defaultdict
 from typing import Any
 
-from router.events import Accepted, Delta, Event
-from router.http.asked import Asked, choice_of, note
+from router.events import Accepted, Delta, Event, Finished
+from router.http.asked import Asked
 from router.http.shapes import Json, Piece, ending
 from router.http.tally import Tally
 
 
-class WholeReply:
-    """Takes all events of a request; then it is one document."""
+class Collected:
+    """Takes all events of one request's prompts."""
 
-    def __init__(self, asked: Asked) -> None:
-        self._asked = asked
-        self._tally = Tally()
-        self._pieces: defaultdict[int, Piece] = defaultdict(Piece)
-        self._model = ""
+    def __init__(self, num_choices: int, *, keep: bool = True) -> None:
+        """`num_choices` per prompt; what is not to be kept is only counted."""
+        self.model = ""
+        self.tally = Tally()
+        self.pieces: defaultdict[int, Piece] = defaultdict(Piece)
+        """By choice, counted over all prompts."""
+        self._num_choices = num_choices
+        self._keep = keep
 
-    async def take(self, prompt: int, event: Event) -> None:
+    def choice_of(self, prompt: int, event: Delta | Finished) -> int:
+        """An event's choice, counted over all prompts."""
+        return prompt * self._num_choices + event.choice
+
+    def take(self, prompt: int, event: Event) -> None:
         """One event of one prompt."""
-        note(self._asked, self._tally, prompt, event)
         if isinstance(event, Accepted):
-            self._model = event.model
+            self.model = event.model
+            self.tally.take(prompt, -1, event)
             return
-        piece = self._pieces[choice_of(self._asked, prompt, event)]
+        choice = self.choice_of(prompt, event)
+        self.tally.take(prompt, choice, event)
+        if not self._keep:
+            return
+        piece = self.pieces[choice]
         if isinstance(event, Delta):
             piece.text += event.text
-            piece.token_ids += event.token_ids
-            piece.logprobs += event.logprobs
+            piece.token_ids.extend(event.token_ids)
+            piece.logprobs.extend(event.logprobs)
         else:
             piece.finished = event
 
-    def document(self) -> dict[str, Any]:
-        """The reply."""
-        asked = self._asked
-        choices = [self._choice(index) for index in sorted(self._pieces)]
-        frame = asked.frame(asked.shape.whole_object, self._model, choices)
-        return frame | {"usage": self._tally.usage()}
 
-    def _choice(self, index: int) -> Json:
-        asked, piece = self._asked, self._pieces[index]
-        prompt = asked.prompt_text(index // asked.num_choices)
-        choice = {"index": index} | asked.shape.whole(piece, prompt) | ending(piece.finished)
-        return choice | ({"token_ids": piece.token_ids} if asked.with_token_ids else {})
+def document(asked: Asked, answer: Collected) -> dict[str, Any]:
+    """The reply that OpenAI's API gives."""
+    choices = [_choice(asked, index, answer.pieces[index]) for index in sorted(answer.pieces)]
+    frame = asked.frame(asked.shape.whole_object, answer.model, choices)
+    return frame | {"usage": answer.tally.usage()}
+
+
+def _choice(asked: Asked, index: int, piece: Piece) -> Json:
+    prompt = asked.prompt_text(index // asked.num_choices)
+    choice = {"index": index} | asked.shape.whole(piece, prompt) | ending(piece.finished)
+    return choice | ({"token_ids": piece.token_ids} if asked.with_token_ids else {})

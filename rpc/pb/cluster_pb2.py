@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rpc.pb import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/cluster.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"\x0f\n\rStatusRequest\"\xc0\x02\n\tIntegrity\x12/\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x1f.baton.v1.Integrity.BlocksEntry\x12\x12\n\nnum_leases\x18\x02 \x01(\r\x12\x14\n\x0cnum_incoming\x18\x03 \x01(\r\x12\x14\n\x0cnum_prefills\x18\x04 \x01(\r\x12\x13\n\x0bnum_decodes\x18\x05 \x01(\r\x12\x13\n\x0bnum_fetches\x18\x06 \x01(\r\x12\x11\n\tnum_tasks\x18\x07 \x01(\r\x12\x0f\n\x07problem\x18\x08 \x01(\t\x12\x16\n\x0eloop_lag_p99_s\x18\t \x01(\x01\x12\x11\n\tnum_steps\x18\n \x01(\x04\x12\r\n\x05\x63pu_s\x18\x0b \x01(\x01\x12\x0b\n\x03pid\x18\x0c \x01(\r\x1a-\n\x0b\x42locksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xd9\x01\n\x0eInstanceStatus\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.baton.v1.Role\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\"\n\x04load\x18\x06 \x01(\x0b\x32\x14.baton.v1.LoadReport\x12&\n\tintegrity\x18\x07 \x01(\x0b\x32\x13.baton.v1.Integrity\x12\x11\n\tconnected\x18\x08 \x01(\x08\"\x94\x01\n\x0bStatusReply\x12+\n\tinstances\x18\x01 \x03(\x0b\x32\x18.baton.v1.InstanceStatus\x12\x14\n\x0cnum_requests\x18\x02 \x01(\r\x12\x12\n\nnum_queued\x18\x03 \x01(\r\x12\x18\n\x10settings_version\x18\x04 \x01(\x04\x12\x14\n\x0chttp_address\x18\x05 \x01(\t\"!\n\x0c\x44rainRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\"\x0c\n\nDrainReply2z\n\x07\x43luster\x12\x38\n\x06Status\x12\x17.baton.v1.StatusRequest\x1a\x15.baton.v1.StatusReply\x12\x35\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x14.baton.v1.DrainReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/cluster.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"\x0f\n\rStatusRequest\"\xc0\x02\n\tIntegrity\x12/\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x1f.baton.v1.Integrity.BlocksEntry\x12\x12\n\nnum_leases\x18\x02 \x01(\r\x12\x14\n\x0cnum_incoming\x18\x03 \x01(\r\x12\x14\n\x0cnum_prefills\x18\x04 \x01(\r\x12\x13\n\x0bnum_decodes\x18\x05 \x01(\r\x12\x13\n\x0bnum_fetches\x18\x06 \x01(\r\x12\x11\n\tnum_tasks\x18\x07 \x01(\r\x12\x0f\n\x07problem\x18\x08 \x01(\t\x12\x16\n\x0eloop_lag_p99_s\x18\t \x01(\x01\x12\x11\n\tnum_steps\x18\n \x01(\x04\x12\r\n\x05\x63pu_s\x18\x0b \x01(\x01\x12\x0b\n\x03pid\x18\x0c \x01(\r\x1a-\n\x0b\x42locksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xd9\x01\n\x0eInstanceStatus\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.baton.v1.Role\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\"\n\x04load\x18\x06 \x01(\x0b\x32\x14.baton.v1.LoadReport\x12&\n\tintegrity\x18\x07 \x01(\x0b\x32\x13.baton.v1.Integrity\x12\x11\n\tconnected\x18\x08 \x01(\x08\"\x94\x01\n\x0bStatusReply\x12+\n\tinstances\x18\x01 \x03(\x0b\x32\x18.baton.v1.InstanceStatus\x12\x14\n\x0cnum_requests\x18\x02 \x01(\r\x12\x12\n\nnum_queued\x18\x03 \x01(\r\x12\x18\n\x10settings_version\x18\x04 \x01(\x04\x12\x14\n\x0chttp_address\x18\x05 \x01(\t\"!\n\x0c\x44rainRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\"\x0c\n\nDrainReply\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xa6\x03\n\x0c\x45xplainReply\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trouter_id\x18\x02 \x01(\t\x12\x0c\n\x04\x64oor\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x19\n\x11\x61rrived_at_unix_s\x18\x06 \x01(\x01\x12\x12\n\nduration_s\x18\x07 \x01(\x01\x12\x19\n\x11num_prompt_tokens\x18\x08 \x01(\r\x12\x19\n\x11num_output_tokens\x18\t \x01(\x04\x12\x0e\n\x06status\x18\n \x01(\t\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12\x0f\n\x07message\x18\x0c \x01(\t\x12\x10\n\x08\x61\x64mitted\x18\r \x01(\x08\x12\x1a\n\x12num_running_before\x18\x0e \x01(\r\x12\x19\n\x11num_queued_before\x18\x0f \x01(\r\x12*\n\x07\x63hoices\x18\x10 \x03(\x0b\x32\x19.baton.v1.ExplainedChoice\x12\x0f\n\x07verdict\x18\x11 \x01(\t\x12&\n\x05spans\x18\x12 \x03(\x0b\x32\x17.baton.v1.ExplainedSpan\"\xb3\x03\n\x0f\x45xplainedChoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x19\n\x11num_output_tokens\x18\x04 \x01(\r\x12\x0e\n\x06ttft_s\x18\x05 \x01(\x01\x12\x13\n\x0b\x66irst_gap_s\x18\x06 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x07 \x01(\x01\x12\r\n\x05\x65\x32\x65_s\x18\x08 \x01(\x01\x12\x16\n\x0enum_hit_tokens\x18\t \x01(\r\x12\x1a\n\x12num_fetched_tokens\x18\n \x01(\r\x12?\n\x0cnum_kv_bytes\x18\x0b \x03(\x0b\x32).baton.v1.ExplainedChoice.NumKvBytesEntry\x12&\n\x05spans\x18\x0c \x03(\x0b\x32\x17.baton.v1.ExplainedSpan\x12\x14\n\x0cnum_attempts\x18\r \x01(\r\x12,\n\x08\x61ttempts\x18\x0e \x03(\x0b\x32\x1a.baton.v1.ExplainedAttempt\x1a\x31\n\x0fNumKvBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"S\n\rExplainedSpan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07part_of\x18\x02 \x01(\t\x12\x0f\n\x07start_s\x18\x03 \x01(\x01\x12\x12\n\nduration_s\x18\x04 \x01(\x01\"\xba\x01\n\x10\x45xplainedAttempt\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0f\n\x07start_s\x18\x02 \x01(\x01\x12\x12\n\nduration_s\x18\x03 \x01(\x01\x12\x1b\n\x13prefill_instance_id\x18\x04 \x01(\t\x12\x1a\n\x12\x64\x65\x63ode_instance_id\x18\x05 \x01(\t\x12\x0f\n\x07reasons\x18\x06 \x03(\t\x12\'\n\x06losses\x18\x07 \x03(\x0b\x32\x17.baton.v1.ExplainedLoss\">\n\rExplainedLoss\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\xb7\x01\n\x07\x43luster\x12\x38\n\x06Status\x12\x17.baton.v1.StatusRequest\x1a\x15.baton.v1.StatusReply\x12\x35\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x14.baton.v1.DrainReply\x12;\n\x07\x45xplain\x12\x18.baton.v1.ExplainRequest\x1a\x16.baton.v1.ExplainReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INTEGRITY_BLOCKSENTRY']._loaded_options = None
   _globals['_INTEGRITY_BLOCKSENTRY']._serialized_options = b'8\001'
+  _globals['_EXPLAINEDCHOICE_NUMKVBYTESENTRY']._loaded_options = None
+  _globals['_EXPLAINEDCHOICE_NUMKVBYTESENTRY']._serialized_options = b'8\001'
   _globals['_STATUSREQUEST']._serialized_start=58
   _globals['_STATUSREQUEST']._serialized_end=73
   _globals['_INTEGRITY']._serialized_start=76
@@ -48,6 +50,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAINREQUEST']._serialized_end=802
   _globals['_DRAINREPLY']._serialized_start=804
   _globals['_DRAINREPLY']._serialized_end=816
-  _globals['_CLUSTER']._serialized_start=818
-  _globals['_CLUSTER']._serialized_end=940
+  _globals['_EXPLAINREQUEST']._serialized_start=818
+  _globals['_EXPLAINREQUEST']._serialized_end=854
+  _globals['_EXPLAINREPLY']._serialized_start=857
+  _globals['_EXPLAINREPLY']._serialized_end=1279
+  _globals['_EXPLAINEDCHOICE']._serialized_start=1282
+  _globals['_EXPLAINEDCHOICE']._serialized_end=1717
+  _globals['_EXPLAINEDCHOICE_NUMKVBYTESENTRY']._serialized_start=1668
+  _globals['_EXPLAINEDCHOICE_NUMKVBYTESENTRY']._serialized_end=1717
+  _globals['_EXPLAINEDSPAN']._serialized_start=1719
+  _globals['_EXPLAINEDSPAN']._serialized_end=1802
+  _globals['_EXPLAINEDATTEMPT']._serialized_start=1805
+  _globals['_EXPLAINEDATTEMPT']._serialized_end=1991
+  _globals['_EXPLAINEDLOSS']._serialized_start=1993
+  _globals['_EXPLAINEDLOSS']._serialized_end=2055
+  _globals['_CLUSTER']._serialized_start=2058
+  _globals['_CLUSTER']._serialized_end=2241
 # @@protoc_insertion_point(module_scope)

@@ -260,3 +260,335 @@ class DrainReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainReply: _TypeAlias = DrainReply  # noqa: Y015
+
+@_typing.final
+class ExplainRequest(_message.Message):
+    """Asks what became of one request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As the client gave it, or as the answer's metadata said; 1 to 128 characters."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class ExplainReply(_message.Message):
+    """One request as its router saw it; never a word of its prompt or of its answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    DOOR_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    ARRIVED_AT_UNIX_S_FIELD_NUMBER: _builtins.int
+    DURATION_S_FIELD_NUMBER: _builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    ADMITTED_FIELD_NUMBER: _builtins.int
+    NUM_RUNNING_BEFORE_FIELD_NUMBER: _builtins.int
+    NUM_QUEUED_BEFORE_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As asked for."""
+    router_id: _builtins.str
+    """Which router this is."""
+    door: _builtins.str
+    """Where the request came in: grpc or http."""
+    model: _builtins.str
+    """Model as served; empty when it was refused before that was known."""
+    tenant: _builtins.str
+    """Whose it was; empty also when it was refused before that was checked."""
+    arrived_at_unix_s: _builtins.float
+    """When it arrived; seconds since 1970, UTC, by the router's wall clock."""
+    duration_s: _builtins.float
+    """Arrival to its end, or to now while it runs; seconds."""
+    num_prompt_tokens: _builtins.int
+    """Length of its prompt; 0 when it was refused before that was known."""
+    num_output_tokens: _builtins.int
+    """Output tokens that left, all choices together."""
+    status: _builtins.str
+    """OK, the name of a gRPC status, or RUNNING."""
+    reason: _builtins.str
+    """Why the first choice ended well, or the kind of error; upper case."""
+    message: _builtins.str
+    """The error's text, at most 512 characters; of INVALID_ARGUMENT only the fields' names."""
+    admitted: _builtins.bool
+    """Whether it was admitted: given its turn."""
+    num_running_before: _builtins.int
+    """Requests that ran when it asked for a place."""
+    num_queued_before: _builtins.int
+    """Requests that waited for a place before it."""
+    verdict: _builtins.str
+    """The most important of all this in one sentence."""
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainedChoice]:
+        """In order of their index; empty when it was never admitted."""
+
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainedSpan]:
+        """Of a request without choices: what it waited for."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        router_id: _builtins.str = ...,
+        door: _builtins.str = ...,
+        model: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        arrived_at_unix_s: _builtins.float = ...,
+        duration_s: _builtins.float = ...,
+        num_prompt_tokens: _builtins.int = ...,
+        num_output_tokens: _builtins.int = ...,
+        status: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        admitted: _builtins.bool = ...,
+        num_running_before: _builtins.int = ...,
+        num_queued_before: _builtins.int = ...,
+        choices: _abc.Iterable[Global___ExplainedChoice] | None = ...,
+        verdict: _builtins.str = ...,
+        spans: _abc.Iterable[Global___ExplainedSpan] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "arrived_at_unix_s", b"arrived_at_unix_s", "choices", b"choices", "door", b"door", "duration_s", b"duration_s", "message", b"message", "model", b"model", "num_output_tokens", b"num_output_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_queued_before", b"num_queued_before", "num_running_before", b"num_running_before", "reason", b"reason", "request_id", b"request_id", "router_id", b"router_id", "spans", b"spans", "status", b"status", "tenant", b"tenant", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainReply: _TypeAlias = ExplainReply  # noqa: Y015
+
+@_typing.final
+class ExplainedChoice(_message.Message):
+    """One choice of a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NumKvBytesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    NUM_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    TTFT_S_FIELD_NUMBER: _builtins.int
+    FIRST_GAP_S_FIELD_NUMBER: _builtins.int
+    TPOT_S_FIELD_NUMBER: _builtins.int
+    E2E_S_FIELD_NUMBER: _builtins.int
+    NUM_HIT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_FETCHED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_KV_BYTES_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
+    NUM_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """From 0."""
+    status: _builtins.str
+    """As in ExplainReply."""
+    reason: _builtins.str
+    """As in ExplainReply."""
+    num_output_tokens: _builtins.int
+    """Output tokens that left."""
+    ttft_s: _builtins.float
+    """Arrival to the first token; seconds; 0 before there is one, as the three that follow."""
+    first_gap_s: _builtins.float
+    """First token to the second; seconds."""
+    tpot_s: _builtins.float
+    """Time per output token after the first; seconds."""
+    e2e_s: _builtins.float
+    """Arrival to the last token; seconds."""
+    num_hit_tokens: _builtins.int
+    """Prompt tokens that the prefill did not compute, because their KV was cached there."""
+    num_fetched_tokens: _builtins.int
+    """Prompt tokens whose cached KV was fetched from another instance."""
+    num_attempts: _builtins.int
+    """How often it was placed."""
+    @_builtins.property
+    def num_kv_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Bytes of KV payload that its handoffs moved, by carrier."""
+
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainedSpan]:
+        """In order of their beginning; at most 32."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainedAttempt]:
+        """The last ones, at most 4, in order."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        status: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        num_output_tokens: _builtins.int = ...,
+        ttft_s: _builtins.float = ...,
+        first_gap_s: _builtins.float = ...,
+        tpot_s: _builtins.float = ...,
+        e2e_s: _builtins.float = ...,
+        num_hit_tokens: _builtins.int = ...,
+        num_fetched_tokens: _builtins.int = ...,
+        num_kv_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        spans: _abc.Iterable[Global___ExplainedSpan] | None = ...,
+        num_attempts: _builtins.int = ...,
+        attempts: _abc.Iterable[Global___ExplainedAttempt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "e2e_s", b"e2e_s", "first_gap_s", b"first_gap_s", "index", b"index", "num_attempts", b"num_attempts", "num_fetched_tokens", b"num_fetched_tokens", "num_hit_tokens", b"num_hit_tokens", "num_kv_bytes", b"num_kv_bytes", "num_output_tokens", b"num_output_tokens", "reason", b"reason", "spans", b"spans", "status", b"status", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainedChoice: _TypeAlias = ExplainedChoice  # noqa: Y015
+
+@_typing.final
+class ExplainedSpan(_message.Message):
+    """What a choice did for a while; on the router's clock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PART_OF_FIELD_NUMBER: _builtins.int
+    START_S_FIELD_NUMBER: _builtins.int
+    DURATION_S_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """For example prefill_compute."""
+    part_of: _builtins.str
+    """The whole that the spans of equal part_of sum to: ttft, first_gap, rest, no_token; or
+    router_queue, whose parts lie within the span of that name.
+    """
+    start_s: _builtins.float
+    """After the arrival; seconds."""
+    duration_s: _builtins.float
+    """Seconds."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        part_of: _builtins.str = ...,
+        start_s: _builtins.float = ...,
+        duration_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_s", b"duration_s", "name", b"name", "part_of", b"part_of", "start_s", b"start_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainedSpan: _TypeAlias = ExplainedSpan  # noqa: Y015
+
+@_typing.final
+class ExplainedAttempt(_message.Message):
+    """One placement of a choice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    START_S_FIELD_NUMBER: _builtins.int
+    DURATION_S_FIELD_NUMBER: _builtins.int
+    PREFILL_INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    DECODE_INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """From 1; higher when the request was resumed."""
+    start_s: _builtins.float
+    """When it was placed; seconds after the arrival."""
+    duration_s: _builtins.float
+    """Until it ended, or until now; seconds."""
+    prefill_instance_id: _builtins.str
+    """Empty when its prefill had been done before."""
+    decode_instance_id: _builtins.str
+    """Empty when it needs no decode."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why these instances: what was left after each filter, scores, the next best; at most 32."""
+
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainedLoss]:
+        """Why it did not go on; empty when it brought the answer to its end; at most 4."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        start_s: _builtins.float = ...,
+        duration_s: _builtins.float = ...,
+        prefill_instance_id: _builtins.str = ...,
+        decode_instance_id: _builtins.str = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        losses: _abc.Iterable[Global___ExplainedLoss] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_instance_id", b"decode_instance_id", "duration_s", b"duration_s", "losses", b"losses", "number", b"number", "prefill_instance_id", b"prefill_instance_id", "reasons", b"reasons", "start_s", b"start_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainedAttempt: _TypeAlias = ExplainedAttempt  # noqa: Y015
+
+@_typing.final
+class ExplainedLoss(_message.Message):
+    """Why a choice had to be placed anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_S_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    at_s: _builtins.float
+    """Seconds after the arrival."""
+    reason: _builtins.str
+    """The kind of error; upper case."""
+    message: _builtins.str
+    """The error's text; at most 512 characters."""
+    def __init__(
+        self,
+        *,
+        at_s: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainedLoss: _TypeAlias = ExplainedLoss  # noqa: Y015

@@ -45,6 +45,11 @@ class ClusterStub:
                 request_serializer=baton_dot_v1_dot_cluster__pb2.DrainRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_cluster__pb2.DrainReply.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/baton.v1.Cluster/Explain',
+                request_serializer=baton_dot_v1_dot_cluster__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_cluster__pb2.ExplainReply.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer:
@@ -65,6 +70,14 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """What became of one request; served by routers, for requests that they took themselves.
+        NOT_FOUND for one that they do not remember.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +90,11 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=baton_dot_v1_dot_cluster__pb2.DrainRequest.FromString,
                     response_serializer=baton_dot_v1_dot_cluster__pb2.DrainReply.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=baton_dot_v1_dot_cluster__pb2.ExplainRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_cluster__pb2.ExplainReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +152,33 @@ class Cluster:
             '/baton.v1.Cluster/Drain',
             baton_dot_v1_dot_cluster__pb2.DrainRequest.SerializeToString,
             baton_dot_v1_dot_cluster__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Cluster/Explain',
+            baton_dot_v1_dot_cluster__pb2.ExplainRequest.SerializeToString,
+            baton_dot_v1_dot_cluster__pb2.ExplainReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class ClusterStub:
     """Members, their load and their integrity."""
     Drain: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.DrainRequest, _cluster_pb2.DrainReply]
     """Takes no new work and finishes the old; served by instances and routers for themselves."""
+    Explain: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ExplainRequest, _cluster_pb2.ExplainReply]
+    """What became of one request; served by routers, for requests that they took themselves.
+    NOT_FOUND for one that they do not remember.
+    """
 
 @_typing.type_check_only
 class ClusterAsyncStub(ClusterStub):
@@ -49,6 +53,10 @@ class ClusterAsyncStub(ClusterStub):
     """Members, their load and their integrity."""
     Drain: _aio.UnaryUnaryMultiCallable[_cluster_pb2.DrainRequest, _cluster_pb2.DrainReply]  # type: ignore[assignment]
     """Takes no new work and finishes the old; served by instances and routers for themselves."""
+    Explain: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ExplainRequest, _cluster_pb2.ExplainReply]  # type: ignore[assignment]
+    """What became of one request; served by routers, for requests that they took themselves.
+    NOT_FOUND for one that they do not remember.
+    """
 
 class ClusterServicer(metaclass=_abc_1.ABCMeta):
     """Looking at the cluster, and taking instances out of it."""
@@ -68,5 +76,15 @@ class ClusterServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.DrainReply, _abc.Awaitable[_cluster_pb2.DrainReply]]:
         """Takes no new work and finishes the old; served by instances and routers for themselves."""
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _cluster_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.ExplainReply, _abc.Awaitable[_cluster_pb2.ExplainReply]]:
+        """What became of one request; served by routers, for requests that they took themselves.
+        NOT_FOUND for one that they do not remember.
+        """
 
 def add_ClusterServicer_to_server(servicer: ClusterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

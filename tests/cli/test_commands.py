@@ -26,7 +26,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_help_names_every_command() -> None:
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    assert all(name in result.output for name in ("fetch", "serve", "generate", "status"))
+    assert all(
+        name in result.output for name in ("fetch", "serve", "generate", "status", "explain")
+    )
 
 
 REFUSED = [
@@ -42,6 +44,8 @@ REFUSED = [
     ("no name of the hub", ["serve", "--model", "hf:llama"], 1, "hf:ORG/NAME@COMMIT"),
     ("nothing to fetch", ["fetch", "/no.gguf"], 1, "/no.gguf: no such file"),
     ("no such port", ["serve", "--port", "65536"], 2, "65535"),
+    ("no such log format", ["serve", "--log-format", "xml"], 2, "json"),
+    ("nobody to explain", ["explain", "it"], 1, "baton serve"),
     ("no such schema", ["generate", "hi", "--json-schema", "nowhere.json"], 2, "nowhere.json"),
     ("two grammars", ["generate", "hi", "--json-schema", __file__, "--regex", "a"], 2, "--regex"),
     ("binary schema", ["generate", "hi", "--json-schema", sys.executable], 1, "must be UTF-8"),
@@ -104,9 +108,10 @@ def test_the_base_installation_says_what_to_install(
 
 
 def test_a_running_cluster_is_found_until_it_ends() -> None:
-    with running.announced("one", ("127.0.0.1:1",)):
+    with running.announced("one", ("127.0.0.1:1",), ("127.0.0.1:3",)):
         assert running.find_routers(None) == ("127.0.0.1:1",)
         assert running.find_routers("127.0.0.1:2") == ("127.0.0.1:2",)
+        assert running.find_http(None) == ("127.0.0.1:3",)
     with pytest.raises(running.NoCluster):
         running.find_routers(None)
 
@@ -115,5 +120,5 @@ def test_a_cluster_that_cannot_be_noted_runs_all_the_same(
     own_cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (own_cache / "baton").write_text("a file where the folder should be")
-    with running.announced("one", ("127.0.0.1:1",)):
+    with running.announced("one", ("127.0.0.1:1",), ("127.0.0.1:3",)):
         assert "other commands will need --address" in caplog.text

@@ -1,5 +1,6 @@
 """Placement: filter, score and pick by table, then as laws over random snapshots."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from core.config import POLICIES
 from core.errors import NoInstance, Saturated
 from core.limits import DEFAULT_MAX_QUEUED
-from policy.placement import Need, PickState, place
-from policy.table import Phase
+from policy.placement import MAX_OTHERS, Need, PickState, place
+from policy.table import Phase, Weights
+from router.placer import BACKGROUND_WORK
 from tests.policy.fleets import ROWS, D, M, P, R, criteria, row, table
 
 FULL = DEFAULT_MAX_QUEUED
@@ -145,6 +147,17 @@ def test_where_the_prompt_is_cached(policy: str) -> None:
     assert place(table(busy, row(P)), need, criteria(policy), PickState()).row == 0
     none = need._replace(hit_tokens=None)
     assert place(table(busy, row(P)), none, criteria(policy), PickState()).row == 1
+
+
+@pytest.mark.parametrize(("work", "want"), [(1.0, 1), (BACKGROUND_WORK, 0)])
+def test_background_work_goes_where_it_costs_least(work: float, want: int) -> None:
+    """It would be sooner elsewhere, where its prefix would be computed once more."""
+    busy = row(P, num_pending_prompt_tokens=3000, num_prefilling=8)
+    need = Need(
+        phase=Phase.PREFILL, num_tokens=1100, num_input_tokens=1000, hit_tokens=np.array([900, 0])
+    )
+    by = replace(criteria("slo"), weights=Weights(work=work))
+    assert place(table(busy, row(P)), need, by, PickState()).row == want
 
 
 LOCAL = [
@@ -324,3 +337,16 @@ def _is_able(values: dict[str, Any], index: int, need: Need) -> bool:
         and need.fingerprint in (None, values["fingerprint"])
         and index not in need.avoid
     )
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, MAX_OTHERS + 1, 9])
+def test_tells_who_came_next(num_rows: int) -> None:
+    """Best first, never the winner, never one that could not have been picked."""
+    rows = [row(P, num_pending_prompt_tokens=1000 - 10 * i) for i in range(num_rows)]
+    need = Need(phase=Phase.PREFILL, num_tokens=10)
+    decision = place(table(row(P, alive=False), *rows), need, criteria("jsq"), PickState())
+    assert decision.row == num_rows
+    want = list(range(num_rows - 1, 0, -1))[:MAX_OTHERS]
+    assert [other for other, _ in decision.others] == want
+    scores = [score for _, score in decision.others]
+    assert scores == sorted(scores)

@@ -122,9 +122,7 @@ async def _router(
         if task.done():
             await task
         http_address = await _http_address(await address)
-        yield RunningRouter(
-            address=await address, http_address=http_address, stop=stop, task=task
-        )
+        yield RunningRouter(address=await address, http_address=http_address, stop=stop, task=task)
     finally:
         stop.set()
         async with asyncio.timeout(BOUND_S):

@@ -376,6 +376,9 @@ class FakeInstance(
     ) -> cluster_pb2.DrainReply:
         return cluster_pb2.DrainReply()
 
+    async def Explain(self, request: Any, context: Context) -> Any:  # noqa: ANN401 - never asked
+        raise AssertionError("routers explain")
+
 
 @asynccontextmanager
 async def instances(roles: str) -> AsyncIterator[dict[str, FakeInstance]]:

@@ -18,6 +18,7 @@ from router.answer_text import AnswerText
 from router.delivery import Delivery
 from router.events import Delta, Finished, RequestTiming
 from router.output import BYTES_PER_LOGPROB, BYTES_PER_TOKEN, HARD_FACTOR, ClientBuffer
+from router.record import ChoiceRecord
 from router.timeline import Timeline
 from tests.router.fake_model import VOCAB_SIZE
 from text.tokenizer import Tokenizer
@@ -93,7 +94,8 @@ async def test_a_stop_string_cuts_tokens_and_log_probabilities_alike(
         deadline_s=10.0,
     )
     waiting = buffer(max_bytes=1000)
-    answer = Answer(request, Tokenizer.load(model_dir), waiting)
+    record = ChoiceRecord(index=0, timeline=Timeline(arrived_at_s=0.0))
+    answer = Answer(request, Tokenizer.load(model_dir), waiting, record)
     ids = (1, 2, 3, 4, 5)
     assert answer.deliver(0, ids, told(*ids)) is (stop != "never")
     [event] = await waiting.take()

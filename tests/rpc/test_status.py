@@ -6,10 +6,12 @@ import logging
 import grpc
 import grpc.aio
 import pytest
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from core import errors
 from core.errors import BatonError, FieldViolation, InvalidRequest, Saturated
+from core.limits import MAX_REQUEST_ID_CHARS
 from kv_transfer.errors import LeaseEnded
 from rpc.status import RemoteFault, error_from, our_error, status_boundary, to_status
 from tests.rpc.support import Context, call, serving
@@ -34,11 +36,11 @@ PLAIN = [
 ]
 
 
-async def crossed(error: BaseException) -> BatonError:
+async def crossed(error: BaseException, request_id: str = "") -> BatonError:
     """What a client gets of an error that a servicer method raised."""
 
     async def method(_: bytes, context: Context) -> bytes:
-        async with status_boundary(context):
+        async with status_boundary(context, request_id):
             raise error
         return b""
 
@@ -77,7 +79,7 @@ async def test_violations_arrive() -> None:
 
 async def test_the_largest_error_still_fits_the_metadata() -> None:
     violations = tuple(FieldViolation("ü" * 900, "ü" * 900) for _ in range(900))
-    got = await crossed(InvalidRequest(violations))
+    got = await crossed(InvalidRequest(violations), "x" * MAX_REQUEST_ID_CHARS)
     assert isinstance(got, InvalidRequest)
 
 
@@ -165,11 +167,38 @@ def test_a_status_without_our_details_goes_by_its_code(
     assert type(got) is cls
 
 
+def failed(code: grpc.StatusCode, told: BatonError) -> grpc.aio.AioRpcError:
+    """A call that ended with this code and with the details of that error."""
+    details = ("grpc-status-details-bin", to_status(told).SerializeToString())
+    trailing = grpc.aio.Metadata(details)
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, str(told))
+
+
 def test_a_reason_does_not_choose_a_class_of_another_status() -> None:
-    status = to_status(errors.StaleFence("late"))
-    trailing = grpc.aio.Metadata(("grpc-status-details-bin", status.SerializeToString()))
-    error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), trailing, "late")
+    error = failed(grpc.StatusCode.UNAVAILABLE, errors.StaleFence("late"))
     assert type(error_from(error)) is errors.PeerLost
+
+
+def test_an_error_names_its_request() -> None:
+    info = error_details_pb2.RequestInfo()
+    assert [d.Unpack(info) for d in to_status(Saturated("full"), "it").details].count(True) == 1
+    assert info.request_id == "it"
+    assert not any(d.Is(info.DESCRIPTOR) for d in to_status(Saturated("full")).details)
+
+
+def test_a_class_with_reasons_of_its_own_harms_nobody() -> None:
+    class Odd(BatonError):
+        def __init__(self, own: str) -> None:
+            super().__init__(own)
+            self.own = own
+
+        @property
+        def reason(self) -> str:
+            return self.own
+
+    error = failed(grpc.StatusCode.UNAVAILABLE, errors.NoInstance("p0"))
+    assert type(error_from(error)) is errors.NoInstance
+    assert Odd("ODD").reason == "ODD"
 
 
 def test_other_clients_can_read_our_details() -> None:
