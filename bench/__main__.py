@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-NAMES = ("smoke", "engine", "ranks", "kv_transfer", "handoff", "router", "gpu")
+NAMES = ("smoke", "engine", "ranks", "kv_transfer", "handoff", "router", "load", "gpu")
+_MODULES = {"load": "load_reference"}
+"""Where it is not the name: bench.load is the load generator itself."""
 
 app = typer.Typer(add_completion=False, help="Measure Baton's claims, baselines in the same run.")
 
@@ -26,7 +28,7 @@ def run(
         console.print(f"no benchmark {name!r}; there are: {', '.join(NAMES)}")
         raise typer.Exit(2)
     with console.status(f"bench {name}") as status:
-        module = importlib.import_module(f"bench.{name}")
+        module = importlib.import_module(f"bench.{_MODULES.get(name, name)}")
         parts = getattr(module, "PARTS", ())
         if only is not None and only not in parts:
             console.print(f"{name} has no part {only!r}; there are: {', '.join(parts) or 'none'}")

@@ -1,18 +1,21 @@
 """What the router adds to the time of the first token: through it, and straight to the instance."""
 
-import asyncio
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
 from math import inf, isfinite
 from random import Random
 
 import grpc.aio
 
-from bench.open_loop import Arrival, alike, poisson
+from bench.load.offer import Arrival, Ask, LoadGenerator
+from bench.load.outcome import Event, Tokens
+from bench.load.times import poisson
 from bench.raw_stream import ask_raw
 from bench.report import Bar, Figure, figure
+from bench.router_load import alike
 from bench.router_spec import (
     LATENCY_COST,
     LATENCY_OUTPUT_TOKENS,
@@ -25,10 +28,10 @@ from bench.router_spec import (
     SEED,
 )
 from bench.stub_cluster import StubInstance, stub_cluster
-from core.clock import MonotonicClock
 from core.ids import Fingerprint, HandoffId, RouterId
 from core.member import Role
 from core.request import Fence, SamplingParams, StopParams
+from core.slo import ttft_s
 from core.work import WorkRequest
 from rpc.convert import work_to_pb
 from rpc.dial import dial
@@ -37,9 +40,6 @@ from rpc.pb import generation_pb2, workers_pb2, workers_pb2_grpc
 
 QUICK_ROUND_S = 8.0
 TIMEOUT_S = 30.0
-
-Ask = Callable[[Arrival, float], Coroutine[None, None, float]]
-"""Sends a request that was due at that moment; the time of its first token since."""
 
 
 async def measure_latency(*, quick: bool) -> tuple[list[Figure], list[Bar]]:
@@ -50,11 +50,12 @@ async def measure_latency(*, quick: bool) -> tuple[list[Figure], list[Bar]]:
         cluster = await stack.enter_async_context(stub_cluster(pools))
         front = await stack.enter_async_context(dial(cluster.addresses[0], plane=Plane.CLIENT))
         back = await stack.enter_async_context(dial(cluster.instances[0].address))
-        await _offer(partial(_through, front), _arrivals(0, 2.0))
+        through_router, straight = _Way(partial(_through, front)), _Way(partial(_directly, back))
+        await _offer(through_router, _arrivals(0, 2.0))
         for number in range(1, 2 if quick else 1 + LATENCY_ROUNDS):
             arrivals = _arrivals(number, QUICK_ROUND_S if quick else LATENCY_ROUND_S)
-            through += await _offer(partial(_through, front), arrivals)
-            direct += await _offer(partial(_directly, back), arrivals)
+            through += await _offer(through_router, arrivals)
+            direct += await _offer(straight, arrivals)
     num_failed = sum(not isfinite(ttft) for ttft in (*through, *direct))
     figures = [
         figure("ttft through the router", through, "s"),
@@ -76,36 +77,41 @@ def _arrivals(number: int, duration_s: float) -> list[Arrival]:
     return alike(rng, times, LATENCY_PROMPT_TOKENS, LATENCY_OUTPUT_TOKENS)
 
 
-async def _offer(ask: Ask, arrivals: Sequence[Arrival]) -> list[float]:
+async def _offer(way: "_Way", arrivals: Sequence[Arrival]) -> list[float]:
     """Each when it is due; the times of the first tokens since then, infinite for failures."""
-    began_at_s = MonotonicClock().now_s()
-    async with asyncio.TaskGroup() as group:
-        tasks = []
-        for arrival in arrivals:
-            due_s = began_at_s + arrival.at_s
-            await asyncio.sleep(max(0.0, due_s - MonotonicClock().now_s()))
-            tasks.append(group.create_task(ask(arrival, due_s)))
-    return [task.result() for task in tasks]
+    outcomes = await LoadGenerator(way, timeout_s=TIMEOUT_S).offer(arrivals)
+    return [inf if (moments := o.answered) is None else ttft_s(moments) for o in outcomes]
 
 
-async def _through(channel: grpc.aio.Channel, arrival: Arrival, due_s: float) -> float:
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Implements Target; gives of each answer its first token alone."""
+
+    ask: Callable[[Arrival], AsyncGenerator[Event, None]]
+
+    def prepare(self, arrival: Arrival) -> Ask:
+        """Nothing can be done before."""
+        return partial(self.ask, arrival)
+
+
+async def _through(channel: grpc.aio.Channel, arrival: Arrival) -> AsyncGenerator[Event, None]:
     """The whole answer is read, and understood up to its first token: the reader's own work on
     all others would be measured as the router's."""
-    ttft_s = inf
+    is_first = True
     async for message in ask_raw(channel, arrival.token_ids, arrival.max_tokens):
-        if ttft_s == inf and generation_pb2.GenerateResponse.FromString(message).delta.token_ids:
-            ttft_s = MonotonicClock().now_s() - due_s
-    return ttft_s
+        if is_first and generation_pb2.GenerateResponse.FromString(message).delta.token_ids:
+            is_first = False
+            yield Tokens(1)
 
 
-async def _directly(channel: grpc.aio.Channel, arrival: Arrival, due_s: float) -> float:
+async def _directly(channel: grpc.aio.Channel, arrival: Arrival) -> AsyncGenerator[Event, None]:
     """The first token alone, and nothing after it: less work than the router has done for it, so
     what the router is said to add is rather too much."""
     work = WorkRequest(
         handoff_id=HandoffId(f"{secrets.token_hex(8)}/0"),
         fence=Fence(0, 1),
         router_id=RouterId("bench"),
-        prompt_token_ids=arrival.token_ids,
+        prompt_token_ids=tuple(arrival.token_ids),
         output_token_ids=(),
         sampling=SamplingParams(),
         stop=StopParams(max_tokens=arrival.max_tokens),
@@ -119,5 +125,5 @@ async def _directly(channel: grpc.aio.Channel, arrival: Arrival, due_s: float) -
     call = workers_pb2_grpc.PrefillWorkerStub(channel).Prefill(request, timeout=TIMEOUT_S)
     async for event in call:
         if event.WhichOneof("event") == "token":
-            return MonotonicClock().now_s() - due_s
-    return inf
+            yield Tokens(1)
+            return

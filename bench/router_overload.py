@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from random import Random
 
-from bench.open_loop import Outcome, alike, attainment, goodput_per_s, offer, poisson
+from bench.load.outcome import Outcome
+from bench.load.times import poisson
 from bench.report import Bar, Figure, figure
+from bench.router_load import alike, attainment, num_good, offer
 from bench.router_spec import (
     AFTER_S,
     AFTER_SHARE,
@@ -50,7 +52,7 @@ async def measure_overload(*, quick: bool) -> tuple[list[Figure], list[Bar]]:
         await _load(client, 0, [(FLAT_RATE_PER_S, WARM_UP_S)])
         peak_s = QUICK_S if quick else PEAK_S
         goodputs = [
-            goodput_per_s(await _load(client, i, [(rate, peak_s)]), OVERLOAD_TARGETS, peak_s)
+            num_good(await _load(client, i, [(rate, peak_s)]), OVERLOAD_TARGETS) / peak_s
             for i, rate in enumerate(PEAK_RATES_PER_S)
         ]
         peak = max(goodputs)
@@ -63,9 +65,9 @@ async def measure_overload(*, quick: bool) -> tuple[list[Figure], list[Bar]]:
 def _judged(
     goodputs: Sequence[float], outcomes: Sequence[Outcome], hot_s: float
 ) -> tuple[list[Figure], list[Bar]]:
-    hot = [o for o in outcomes if o.arrival.at_s < hot_s]
-    settled = [o for o in outcomes if o.arrival.at_s >= hot_s + SETTLE_S]
-    kept = goodput_per_s(hot, OVERLOAD_TARGETS, hot_s)
+    hot = [o for o in outcomes if o.at_s < hot_s]
+    settled = [o for o in outcomes if o.at_s >= hot_s + SETTLE_S]
+    kept = num_good(hot, OVERLOAD_TARGETS) / hot_s
     admitted = [o for o in hot if not o.error]
     odd = [o.error for o in outcomes if o.error not in ("", "SATURATED")]
     figures = [

@@ -5,8 +5,11 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from random import Random
 
-from bench.open_loop import Arrival, Outcome, attainment, offer, poisson
+from bench.load.offer import Arrival
+from bench.load.outcome import Outcome
+from bench.load.times import poisson
 from bench.report import Bar, Figure, figure
+from bench.router_load import attainment, offer
 from bench.router_spec import (
     POLICY_COST,
     POLICY_COSTS,

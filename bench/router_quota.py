@@ -6,8 +6,10 @@ from random import Random
 
 import grpc.aio
 
-from bench.open_loop import Outcome, alike, offer, poisson
+from bench.load.outcome import Outcome
+from bench.load.times import poisson
 from bench.report import Bar, Figure, figure
+from bench.router_load import alike, offer
 from bench.router_spec import (
     MAX_QUOTA_OVERSHOOT,
     NUM_QUOTA_ROUTERS,
@@ -53,10 +55,10 @@ async def measure_quota(*, quick: bool) -> tuple[list[Figure], list[Bar]]:
 
 def _judged(outcomes: Sequence[Outcome], duration_s: float) -> tuple[list[Figure], list[Bar]]:
     good = [o for o in outcomes if not o.error and o.moments is not None]
-    used = sum(len(o.arrival.token_ids) + o.arrival.max_tokens for o in good)
+    used = sum(o.num_prompt_tokens + o.max_tokens for o in good)
     allowed = QUOTA_BURST_TOKENS + QUOTA_TOKENS_PER_S * duration_s
     odd = [o for o in outcomes if o.error not in ("", "QUOTA_EXCEEDED", "SATURATED")]
-    offered = sum(len(o.arrival.token_ids) + o.arrival.max_tokens for o in outcomes)
+    offered = sum(o.num_prompt_tokens + o.max_tokens for o in outcomes)
     return [
         figure("offered / quota", [offered / allowed], ""),
         figure("served / quota", [used / allowed], ""),
