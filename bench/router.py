@@ -9,7 +9,7 @@ from bench.router_overload import measure_overload
 from bench.router_placement import measure_placement
 from bench.router_policies import measure_policies
 from bench.router_quota import measure_quota
-from bench.router_streams import measure_idle, measure_streams
+from bench.router_streams import measure_doors, measure_idle, measure_streams
 
 Part = Callable[[bool], Awaitable[tuple[list[Figure], list[Bar]]]]
 
@@ -22,6 +22,7 @@ _PARTS: Mapping[str, Part] = {
     "placement": _placement,
     "latency": lambda quick: measure_latency(quick=quick),
     "streams": lambda quick: measure_streams(quick=quick),
+    "doors": lambda quick: measure_doors(quick=quick),
     "idle": lambda _: measure_idle(),
     "quota": lambda quick: measure_quota(quick=quick),
     "policies": lambda quick: measure_policies(quick=quick),

@@ -41,6 +41,8 @@ NUM_STREAMS = 96
 """4,800 tokens a second: near what the bar asks of one core, so that coalescing has little part."""
 STREAM_OUTPUT_TOKENS = 400
 MIN_TOKENS_PER_CORE_S = 5000.0
+MIN_HTTP_SHARE = 0.5
+"""Of the tokens per core that gRPC has, through OpenAI's API: a chunk is 250 bytes of JSON."""
 MAX_ITL_OVER_STEP_S = 0.020
 NUM_FAIR_STREAMS = 256
 FAIR_OUTPUT_TOKENS = 64

@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc.aio
 
 from bench.processes import Service
+from bench.raw_http import read_many_http
 from bench.raw_stream import TIMEOUT_S, ask_raw
 from bench.report import Bar, Figure, figure
 from bench.router_spec import (
@@ -18,6 +19,7 @@ from bench.router_spec import (
     MAX_IDLE_KIB,
     MAX_ITL_OVER_STEP_S,
     MAX_UNFAIRNESS,
+    MIN_HTTP_SHARE,
     MIN_TOKENS_PER_CORE_S,
     NUM_FAIR_STREAMS,
     NUM_IDLE_STREAMS,
@@ -109,6 +111,41 @@ def _of_streams(
             unit="",
         ),
         Bar(name="failed streams", value=num_errors, bound=0, unit=""),
+    ]
+
+
+async def measure_doors(*, quick: bool) -> tuple[list[Figure], list[Bar]]:
+    """The same streams by gRPC and by OpenAI's API, in turn."""
+    num_tokens = STREAM_OUTPUT_TOKENS // (4 if quick else 2)
+    rates: dict[str, list[float]] = {"gRPC": [], "HTTP": []}
+    num_errors = 0
+    async with _cluster(NUM_STREAMS, STREAM_STEP_S) as cluster:
+        router, http_address = cluster.routers[0], cluster.http_addresses[0]
+        await _read_many(router.address, 8, 8)
+        await read_many_http(http_address, list(map(_prompt, range(8))), 8)
+        for _ in range(1 if quick else 3):
+            before_s = _cpu_s(router)
+            streams = await _read_many(router.address, NUM_STREAMS, num_tokens)
+            between_s = _cpu_s(router)
+            prompts = list(map(_prompt, range(NUM_STREAMS)))
+            counts = await read_many_http(http_address, prompts, num_tokens)
+            after_s = _cpu_s(router)
+            num_all = num_tokens * NUM_STREAMS
+            rates["gRPC"].append(num_all / (between_s - before_s))
+            rates["HTTP"].append(num_all / (after_s - between_s))
+            num_errors += sum(bool(told.error) for told in streams)
+            num_errors += sum(count != num_tokens for count in counts)
+    made = {door: figure(f"tokens per core, {door}", found, "1/s") for door, found in rates.items()}
+    share = made["HTTP"].median / made["gRPC"].median
+    return list(made.values()), [
+        Bar(
+            name="HTTP's tokens per core / gRPC's",
+            value=share,
+            bound=MIN_HTTP_SHARE,
+            unit="",
+            at_most=False,
+        ),
+        Bar(name="failed streams of both doors", value=num_errors, bound=0, unit=""),
     ]
 
 

@@ -35,6 +35,8 @@ class StubCluster:
     instances: Sequence[Service]
     """In the order asked for."""
     routers: Sequence[Service]
+    http_addresses: Sequence[str]
+    """Of the routers: OpenAI's API."""
 
     @property
     def addresses(self) -> list[str]:
@@ -76,11 +78,15 @@ async def stub_cluster(
         front = [
             stack.enter_context(service("router.server", spec.to_json())) for spec in router_specs
         ]
-        for router in front:
-            await await_connected(router.address, len(running))
+        replies = [await await_connected(router.address, len(running)) for router in front]
         # This process offers the load: a pause of its own would be measured as the cluster's.
         keep_what_is_loaded()
-        yield StubCluster(registry_url=url, instances=running, routers=front)
+        yield StubCluster(
+            registry_url=url,
+            instances=running,
+            routers=front,
+            http_addresses=[reply.http_address for reply in replies],
+        )
 
 
 def _instance(
