@@ -19,6 +19,10 @@ from router.orchestrator import Orchestrator
 from rpc.status import our_error
 
 DOOR = "http"
+BEAT_S = 15.0
+"""Proxies cut connections on which nothing comes for a minute; some after half of one."""
+BEAT = b": waiting\n\n"
+"""A comment, which readers of server-sent events pass over."""
 LAST_WORD_S = 1.0
 """To tell a reader that has stopped reading why its answer ends."""
 
@@ -40,25 +44,31 @@ async def serve_whole(orchestrator: Orchestrator, asked: Asked, receive: Receive
 class StreamReply:
     """Server-sent events; an ASGI application of one request."""
 
-    def __init__(self, orchestrator: Orchestrator, asked: Asked) -> None:
+    def __init__(self, orchestrator: Orchestrator, asked: Asked, *, beat_s: float = BEAT_S) -> None:
+        """`beat_s`: the longest silence."""
         self._orchestrator = orchestrator
         self._asked = asked
+        self._beat_s = beat_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Until the last token, or until the client leaves.
 
-        Raises an error of before the first token: it still gets a status of its own. A later one is
-        the stream's last event.
+        Raises an error of before the first token, or the first beat: it still gets a status of its
+        own. A later one is the stream's last event.
         """
         chunks, sender = Chunks(self._asked), _Sender(send)
 
         async def take(prompt: int, event: Event) -> None:
             await sender.send(chunks.take(prompt, event))
 
+        async def work() -> None:
+            async with asyncio.TaskGroup() as group:
+                beats = group.create_task(sender.beat(self._beat_s))
+                await serve_all(self._orchestrator, self._asked.drafts, take, DOOR)
+                beats.cancel()
+
         try:
-            await while_connected(
-                receive, serve_all(self._orchestrator, self._asked.drafts, take, DOOR)
-            )
+            await while_connected(receive, work())
         except Exception as error:
             if not sender.has_begun:
                 raise
@@ -74,17 +84,27 @@ class _Sender:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._lock = asyncio.Lock()
+        self._num_sent = 0
         self.has_begun = False
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
         """Waits while the client's connection is full."""
         if not data:
             return
+        self._num_sent += 1
         async with self._lock:
             if not self.has_begun:
                 self.has_begun = True
                 await self._send(_START)
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def beat(self, every_s: float) -> None:
+        """Break every silence of so many seconds, until cancelled."""
+        while True:
+            num_before = self._num_sent
+            await asyncio.sleep(every_s)
+            if num_before == self._num_sent:
+                await self.send(BEAT)
 
     async def say_last(self, data: bytes) -> None:
         """The same, for a client that may not read."""

@@ -10,6 +10,9 @@ from text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 
+IMPOSSIBLE = -9999.0
+"""The log-probability of what cannot be."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Piece:
@@ -72,13 +75,15 @@ class CompletionShape:
         names = [self.tokenizer.token_text(token_id) for token_id in piece.token_ids]
         return {
             "tokens": names,
-            "token_logprobs": [token.logprob for token in piece.logprobs],
+            "token_logprobs": [_finite(token.logprob) for token in piece.logprobs],
             "top_logprobs": [self._likeliest(token) for token in piece.logprobs],
             "text_offset": _offsets(names, piece.first_char),
         }
 
     def _likeliest(self, token: TokenLogprobs) -> Json:
-        return {self.tokenizer.token_text(token_id): value for token_id, value in token.top}
+        return {
+            self.tokenizer.token_text(token_id): _finite(value) for token_id, value in token.top
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,7 @@ class ChatShape:
     def _entry(self, token_id: int, logprob: float) -> Json:
         name = self.tokenizer.token_text(token_id)
         raw = self.tokenizer.token_bytes(token_id)
-        return {"token": name, "logprob": logprob, "bytes": list(raw)}
+        return {"token": name, "logprob": _finite(logprob), "bytes": list(raw)}
 
 
 def ending(finished: Finished | None) -> Json:
@@ -126,6 +131,11 @@ def ending(finished: Finished | None) -> Json:
     if finished is None:
         return {"finish_reason": None}
     return {"finish_reason": finished.reason.value, "stop_reason": finished.matched_stop or None}
+
+
+def _finite(logprob: float) -> float:
+    """JSON knows no infinity; OpenAI's word for impossible."""
+    return max(logprob, IMPOSSIBLE)
 
 
 def _offsets(names: Sequence[str], first_char: int) -> list[int]:

@@ -1,7 +1,14 @@
 """/v1/completions: whole and streamed, alone and several at once."""
 
+import json
+import math
+from pathlib import Path
+
+from core.request import TokenLogprobs
+from router.http.shapes import IMPOSSIBLE, CompletionShape, Piece
 from tests.router.fake_model import expected
 from tests.router.http.conftest import Json, OpenWeb, words
+from text.tokenizer import Tokenizer
 
 PROMPT = [5, 6, 7]
 BODY: Json = {"prompt": PROMPT, "max_tokens": 6, "seed": 3}
@@ -107,3 +114,10 @@ async def test_sixteen_tokens_by_default(web: OpenWeb) -> None:
     site = await web()
     reply = await site.post("/v1/completions", {"prompt": PROMPT})
     assert reply.json["usage"]["completion_tokens"] == 16
+
+
+def test_impossible_tokens_are_json(model_dir: Path) -> None:
+    shape = CompletionShape(Tokenizer.load(model_dir), echo=False)
+    never = TokenLogprobs(-math.inf, ((6, -math.inf),))
+    told = shape.piece(Piece(text="w5", token_ids=[5], logprobs=[never]))["logprobs"]
+    assert json.loads(json.dumps(told, allow_nan=False))["token_logprobs"] == [IMPOSSIBLE]
