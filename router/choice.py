@@ -175,6 +175,8 @@ class Choice:
             self._is_acting = False
 
     def _note_losses(self) -> None:
+        if len(self._flow.losses) == self._num_losses_seen:
+            return  # nearly always: every frame of tokens comes by here
         for error in self._flow.losses[self._num_losses_seen :]:
             self._record.lost(error, self._around.clock.now_s())
         self._num_losses_seen = len(self._flow.losses)
