@@ -1,0 +1,1 @@
+"""A package, so that its one cluster ends with it."""
