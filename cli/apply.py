@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cli.fetch import error_console, serve_extra_missing
+from cli.errors import error_console, serve_extra_missing
 from cli.running import find_routers
 from core.errors import BatonError, ConfigError
 

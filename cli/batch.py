@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cli.fetch import error_console, serve_extra_missing
+from cli.errors import error_console, serve_extra_missing
 from cli.running import find_http
 from core.errors import BatonError
 

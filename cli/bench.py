@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 
 from cli import bench_options as o
-from cli.fetch import error_console, serve_extra_missing
+from cli.errors import error_console, errors_told
 from core.errors import BatonError
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def bench(  # noqa: PLR0913 - each is an option of the command line
     What each figure means: docs/benchmarking.md.
     """
     console = error_console()
-    try:
+    with errors_told(console):
         from bench.load.endpoint import Endpoint
         from bench.load.options import BenchOptions, Load
         from bench.load.parsing import parse_headers
@@ -119,12 +118,6 @@ def bench(  # noqa: PLR0913 - each is an option of the command line
         outputs = {"json": json_file, "csv": csv_file, "html": html_file}
         _check_folders(outputs)
         _write(_measured(options, console), outputs)
-    except ModuleNotFoundError as error:
-        console.print(serve_extra_missing(error))
-        raise typer.Exit(4) from None
-    except BatonError as error:
-        console.print(f"{error.reason}: {error}")
-        raise typer.Exit(1) from None
 
 
 def _measured(options: "BenchOptions", console: Console) -> "LoadResult":

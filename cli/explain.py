@@ -1,20 +1,19 @@
 """`baton explain`."""
 
 import asyncio
-import json
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import typer
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from cli.fetch import error_console, serve_extra_missing
+from cli.asking import as_json, ask_cluster
+from cli.errors import error_console, errors_told
 from cli.running import find_routers
-from core.errors import BatonError, UnknownRequest
+from core.errors import UnknownRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
         ExplainReply,
     )
 
-TIMEOUT_S = 5.0
 BAR_CHARS = 36
 """With a name and a duration beside it, a terminal of 80 holds a span's line."""
 _INNER = "router_queue"
@@ -43,55 +41,27 @@ _COLOURS = {
 def explain_request(request_id: str, address: str | None, *, json_output: bool) -> None:
     """A picture, or JSON; errors are one line and exit status 1 or 4."""
     console = error_console()
-    try:
+    with errors_told(console):
         reply = asyncio.run(_explain(request_id, address))
         if json_output:
-            sys.stdout.write(_as_json(reply) + "\n")
+            sys.stdout.write(as_json(reply) + "\n")
         else:
             Console(highlight=False, markup=False).print(picture(reply))
-    except ModuleNotFoundError as error:
-        console.print(serve_extra_missing(error))
-        raise typer.Exit(4) from None
-    except BatonError as error:
-        console.print(f"{error.reason}: {error}")
-        raise typer.Exit(1) from None
 
 
 async def _explain(request_id: str, address: str | None) -> "ExplainReply":
     """Of whichever router took it."""
+    from rpc.pb.cluster_pb2 import ExplainRequest
+
+    request = ExplainRequest(request_id=request_id)
     unknown = UnknownRequest("no router")
     for router in find_routers(address):
         try:
-            return await _ask(router, request_id)
+            reply: ExplainReply = await ask_cluster(router, "Explain", request)
+            return reply
         except UnknownRequest as error:
             unknown = error
     raise unknown
-
-
-async def _ask(router: str, request_id: str) -> "ExplainReply":
-    import grpc.aio
-
-    from rpc.dial import dial
-    from rpc.options import Plane
-    from rpc.pb import cluster_pb2, cluster_pb2_grpc
-    from rpc.status import error_from
-
-    async with dial(router, plane=Plane.CLIENT) as channel:
-        stub = cluster_pb2_grpc.ClusterStub(channel)
-        message = cluster_pb2.ExplainRequest(request_id=request_id)
-        try:
-            return await stub.Explain(message, timeout=TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise error_from(error) from None
-
-
-def _as_json(reply: "ExplainReply") -> str:
-    from google.protobuf.json_format import MessageToDict
-
-    document = MessageToDict(
-        reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return json.dumps(document, indent=2)
 
 
 def picture(reply: "ExplainReply") -> Group:

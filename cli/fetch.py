@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from cli.errors import error_console, serve_extra_missing
 from core.errors import BatonError
 
 
@@ -49,16 +50,3 @@ def _bar(console: Console) -> Iterator[Callable[[str, float], None]]:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("model", total=1.0)
         yield lambda step, done: progress.update(task, description=step, completed=done)
-
-
-def error_console() -> Console:
-    """Standard error, word for word: brackets are no markup, long lines stay whole."""
-    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-
-
-def serve_extra_missing(error: ModuleNotFoundError) -> str:
-    """What to do when the base installation meets a command that serves."""
-    return (
-        f"{error.name} is not installed: serving needs more than the planner. Run\n"
-        "  pip install -e '.[serve]'\nthen `baton fetch` for the default model."
-    )

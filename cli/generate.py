@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from cli.fetch import error_console, serve_extra_missing
+from cli.errors import error_console, errors_told
 from cli.running import find_routers
-from core.errors import BatonError, FieldViolation, InvalidRequest
+from core.errors import FieldViolation, InvalidRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,14 +40,8 @@ class Question:
 def ask(question: Question) -> None:
     """Stream the answer to standard output; errors are one line and exit status 1 or 4."""
     console = error_console()
-    try:
+    with errors_told(console):
         asyncio.run(_ask(question, console))
-    except ModuleNotFoundError as error:
-        console.print(serve_extra_missing(error))
-        raise typer.Exit(4) from None
-    except BatonError as error:
-        console.print(f"{error.reason}: {error}")
-        raise typer.Exit(1) from None
 
 
 async def _ask(question: Question, console: "Console") -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from cli.fetch import error_console, serve_extra_missing
+from cli.errors import error_console, serve_extra_missing
 from cli.profile_tables import show_agreement, show_profile
 from core.clock import MonotonicClock
 from core.config import Config, load

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cli.fetch import error_console, serve_extra_missing, step_lines
+from cli.errors import error_console, serve_extra_missing
+from cli.fetch import step_lines
 from cli.running import announced
 from core.config import Config, WorkerConfig, load
 from core.errors import BatonError

@@ -1,66 +1,37 @@
 """`baton status`."""
 
 import asyncio
-import json
 import sys
 from typing import TYPE_CHECKING
 
-import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cli.fetch import error_console, serve_extra_missing
+from cli.asking import as_json, ask_cluster
+from cli.errors import error_console, errors_told
 from cli.running import find_routers
-from core.errors import BatonError
 
 if TYPE_CHECKING:
     from rpc.pb.cluster_pb2 import InstanceStatus, StatusReply
-
-TIMEOUT_S = 5.0
 
 
 def show_status(address: str | None, *, json_output: bool) -> None:
     """A table, or JSON; errors are one line and exit status 1 or 4."""
     console = error_console()
-    try:
+    with errors_told(console):
         router, reply = asyncio.run(_status(address))
         if json_output:
-            sys.stdout.write(_as_json(reply) + "\n")
+            sys.stdout.write(as_json(reply) + "\n")
         else:
             Console(highlight=False).print(_table(router, reply))
-    except ModuleNotFoundError as error:
-        console.print(serve_extra_missing(error))
-        raise typer.Exit(4) from None
-    except BatonError as error:
-        console.print(f"{error.reason}: {error}")
-        raise typer.Exit(1) from None
 
 
 async def _status(address: str | None) -> "tuple[str, StatusReply]":
-    import grpc.aio
-
-    from rpc.dial import dial
-    from rpc.options import Plane
-    from rpc.pb import cluster_pb2, cluster_pb2_grpc
-    from rpc.status import error_from
+    from rpc.pb.cluster_pb2 import StatusRequest
 
     router = find_routers(address)[0]
-    async with dial(router, plane=Plane.CLIENT) as channel:
-        stub = cluster_pb2_grpc.ClusterStub(channel)
-        try:
-            return router, await stub.Status(cluster_pb2.StatusRequest(), timeout=TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise error_from(error) from None
-
-
-def _as_json(reply: "StatusReply") -> str:
-    from google.protobuf.json_format import MessageToDict
-
-    document = MessageToDict(
-        reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return json.dumps(document, indent=2)
+    return router, await ask_cluster(router, "Status", StatusRequest())
 
 
 def _table(router: str, reply: "StatusReply") -> Table:
