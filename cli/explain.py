@@ -10,7 +10,6 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from cli.asking import as_json, ask_cluster
 from cli.errors import error_console, errors_told
 from cli.running import find_routers
 from core.errors import UnknownRequest
@@ -44,6 +43,8 @@ def explain_request(request_id: str, address: str | None, *, json_output: bool) 
     with errors_told(console):
         reply = asyncio.run(_explain(request_id, address))
         if json_output:
+            from cli.asking import as_json
+
             sys.stdout.write(as_json(reply) + "\n")
         else:
             Console(highlight=False, markup=False).print(picture(reply))
@@ -51,6 +52,7 @@ def explain_request(request_id: str, address: str | None, *, json_output: bool) 
 
 async def _explain(request_id: str, address: str | None) -> "ExplainReply":
     """Of whichever router took it."""
+    from cli.asking import ask_cluster
     from rpc.pb.cluster_pb2 import ExplainRequest
 
     request = ExplainRequest(request_id=request_id)

@@ -8,7 +8,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cli.asking import as_json, ask_cluster
 from cli.errors import error_console, errors_told
 from cli.running import find_routers
 
@@ -22,12 +21,15 @@ def show_status(address: str | None, *, json_output: bool) -> None:
     with errors_told(console):
         router, reply = asyncio.run(_status(address))
         if json_output:
+            from cli.asking import as_json
+
             sys.stdout.write(as_json(reply) + "\n")
         else:
             Console(highlight=False).print(_table(router, reply))
 
 
 async def _status(address: str | None) -> "tuple[str, StatusReply]":
+    from cli.asking import ask_cluster
     from rpc.pb.cluster_pb2 import StatusRequest
 
     router = find_routers(address)[0]
