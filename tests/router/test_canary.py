@@ -9,6 +9,7 @@ from pathlib import Path
 import aiohttp
 import grpc.aio
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 
 from core.config import RouterConfig
 from core.logs import JsonLines
@@ -22,7 +23,7 @@ from text.tokenizer import Tokenizer
 
 CANARY = "xK9qCANARYq9Kx"
 IDS = (271, 314, 159, 265)
-FOUND = re.compile(rf"{CANARY}|271\W{{1,3}}314", re.IGNORECASE)
+FOUND = re.compile(rf"{CANARY}|\b271\W{{1,3}}314\b", re.IGNORECASE)
 SCHEMA = f'{{"type": "object", "properties": {{"{CANARY}": {{"type": "string"}}}}}}'
 
 Request = generation_pb2.GenerateRequest
@@ -113,6 +114,15 @@ def quotes(texts: list[str]) -> list[str]:
     return [text for text in texts if FOUND.search(text)]
 
 
+def traced(span: WireSpan) -> str:
+    """All of it but its random ids: their bytes, printed in octal, can be \\271\\314 by chance."""
+    kept = WireSpan()
+    kept.CopyFrom(span)
+    for field in ("trace_id", "span_id", "parent_span_id"):
+        kept.ClearField(field)
+    return str(kept)
+
+
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     lines = JsonLines()
     return [lines.format(record) for record in caplog.records]
@@ -158,7 +168,7 @@ async def test_nobody_repeats_what_clients_say(
             "errors": errors,
             "explanations": told,
             "metrics": metrics,
-            "traces": list(map(str, spans)),
+            "traces": list(map(traced, spans)),
         }
     assert {where: quotes(texts) for where, texts in seen.items()} == {where: [] for where in seen}
     assert "bug error_id=" in caplog.text
