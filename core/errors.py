@@ -173,3 +173,17 @@ class ConfigError(BatonError):
 
 class IllegalTransition(BatonError):
     """A state table has no entry for this pair: a bug of ours."""
+
+
+class NoProfile(BatonError):
+    """A latency model knows nothing of what it is asked about."""
+
+    status = "NOT_FOUND"
+
+    def __init__(self, wanted: str, available: tuple[str, ...], remedy: str) -> None:
+        there_is = ", ".join(available) or "nothing"
+        super().__init__(f"no profile of {wanted}; there is {there_is}; {remedy}")
+        self.wanted = wanted
+        self.available = available
+        self.remedy = remedy
+        """How to get one."""

@@ -40,7 +40,7 @@ class Refusal(NamedTuple):
 
 def forecast(model: LatencyModel, table: Table, able: Bools, ask: Ask) -> Forecast:
     """Over those that serve prefill."""
-    serving = able & takes(table, int(Phase.PREFILL))
+    serving = able & takes(table, Phase.PREFILL)
     chosen = serving if serving.any() else able
     if not chosen.any():
         return Forecast(np.inf, np.inf)
@@ -80,7 +80,7 @@ def num_free_answers(model: LatencyModel, table: Table, able: Bools, target_s: f
 
     Each instance writes at least one. Those on the way to it count as written.
     """
-    chosen = able & takes(table, int(Phase.DECODE))
+    chosen = able & takes(table, Phase.DECODE)
     mean = TYPICAL_CONTEXT_TOKENS
     if (num_decoding := int(table.num_decoding[chosen].sum())) > 0:
         mean = int(table.num_context_tokens[chosen].sum()) // num_decoding

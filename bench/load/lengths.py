@@ -4,31 +4,24 @@ import math
 from collections.abc import Callable, Sequence
 from random import Random
 
-from core.errors import ConfigError
+from planner.workload import distributions
+from planner.workload.distributions import Fixed, Lognormal, Uniform
 
 Draw = Callable[[Random], int]
 """A number of tokens, at least 1."""
 DrawPair = Callable[[Random], tuple[int, int]]
 """Of a prompt and of its answer."""
 
-SYNTAX = "N, LOW:HIGH (uniform), or lognormal:MEDIAN:SIGMA[:MAX]"
-
 
 def parse_lengths(option: str, text: str) -> Draw:
-    """What a command line says. Raises ConfigError, which names the `option`."""
-    try:
-        match text.split(":"):
-            case [num]:
-                return _fixed(int(num))
-            case ["lognormal", median, sigma]:
-                return _lognormal(float(median), float(sigma), math.inf)
-            case ["lognormal", median, sigma, most]:
-                return _lognormal(float(median), float(sigma), float(most))
-            case [low, high]:
-                return _uniform(int(low), int(high))
-    except ValueError:
-        pass  # the error below says it all, as for what matches no case
-    raise ConfigError((f"{option} must be {SYNTAX}, of at least 1 token; got {text!r}",))
+    """Of what the planner's option takes too. Raises ConfigError, which names the `option`."""
+    match distributions.parse_lengths(option, text):
+        case Fixed(num_tokens=num_tokens):
+            return lambda _: num_tokens
+        case Uniform(low=low, high=high):
+            return lambda rng: rng.randint(low, high)
+        case Lognormal() as lengths:
+            return _lognormal(lengths)
 
 
 def independent(prompt: Draw, output: Draw) -> DrawPair:
@@ -41,19 +34,6 @@ def from_pairs(pairs: Sequence[tuple[int, int]]) -> DrawPair:
     return lambda rng: rng.choice(pairs)
 
 
-def _fixed(num_tokens: int) -> Draw:
-    if num_tokens < 1:
-        raise ValueError
-    return lambda _: num_tokens
-
-
-def _uniform(low: int, high: int) -> Draw:
-    if not 1 <= low <= high:
-        raise ValueError
-    return lambda rng: rng.randint(low, high)
-
-
-def _lognormal(median: float, sigma: float, most: float) -> Draw:
-    if not (1 <= median <= most and 0 <= sigma < math.inf):
-        raise ValueError
-    return lambda rng: max(1, round(min(most, rng.lognormvariate(math.log(median), sigma))))
+def _lognormal(lengths: Lognormal) -> Draw:
+    mu, sigma, most = math.log(lengths.median), lengths.sigma, lengths.most
+    return lambda rng: max(1, round(min(most, rng.lognormvariate(mu, sigma))))

@@ -13,9 +13,9 @@ from bench.load.parsing import parse_pair, parse_slo, problems_of
 from bench.load.prompts import DEFAULT_VOCABULARY, Prompts, SharedPrefixes
 from bench.load.run import Conditions
 from bench.load.times import PROCESSES
-from bench.load.trace import read_lengths, read_trace
 from bench.load.workload import Drawn, Extent, Replayed, Source
 from core.errors import ConfigError
+from planner.workload.trace import read_lengths, read_trace
 
 DEFAULT_DURATION_S = 30.0
 GOODPUT_WARMUP_SHARE = 0.25
@@ -40,7 +40,7 @@ class Load:
     num_requests: int | None = None
     prompt_tokens: str = "512"
     output_tokens: str = "128"
-    """Of these two the syntax is lengths.SYNTAX."""
+    """Of these two the syntax is `planner.workload.distributions.SYNTAX`."""
     lengths: Path | None = None
     shared_prefix: str = ""
     """N:TOKENS."""

@@ -7,7 +7,7 @@ from enum import IntEnum
 import numpy as np
 
 from bench.load.offer import Arrival
-from bench.load.trace import BLOCK_TOKENS, TraceRow
+from planner.workload.trace import BLOCK_TOKENS, TraceRow
 
 DEFAULT_VOCABULARY = range(1000, 30_000)
 """Ordinary tokens of every tokenizer in use: Llama 2's, the smallest of them, has 32,000."""

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from bench.load.lengths import DrawPair
 from bench.load.times import arrival_times
-from bench.load.trace import TraceRow
 from core.errors import ConfigError
+from planner.workload.trace import TraceRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,10 +20,10 @@ from bench.load.run import LoadRun, ProbeFailed
 from bench.load.session import LoadResult, run_bench
 from bench.load.show import show
 from bench.load.spread import share
-from bench.load.trace import TraceRow
 from bench.load.workload import Workload
 from core.errors import ConfigError
 from core.slo import Slo
+from planner.workload.trace import TraceRow, read_trace
 from tests.bench.load.outcomes import IDLE, outcome
 from tests.bench.load.test_http_target import refuse, saying, served
 
@@ -97,6 +97,26 @@ def test_csv_has_a_row_for_each_request(result: LoadResult, tmp_path: Path) -> N
     assert float(first["ttft_s"]) == pytest.approx(0.2)
     assert float(first["tpot_s"]) == pytest.approx(0.1)
     assert (last["error"], last["ttft_s"], last["num_output_tokens"]) == ("HTTP_429", "", "2")
+
+
+def test_csv_of_one_run_is_a_trace_of_what_was_offered(tmp_path: Path) -> None:
+    run = run_of(4.0)
+    write_csv(LoadResult(options=BenchOptions(endpoint=Endpoint()), runs=[run]), tmp_path / "r.csv")
+    rows = read_trace(tmp_path / "r.csv")
+    assert [row.at_s for row in rows] == pytest.approx(
+        [o.at_s - run.outcomes[0].at_s for o in run.outcomes]
+    )
+    assert {row.num_prompt_tokens for row in rows} == {100}
+    # Failed ones too, with the answers they would have had.
+    assert [row.num_output_tokens for row in rows] == [
+        o.max_tokens if o.error else o.answer.num_output_tokens for o in run.outcomes
+    ]
+
+
+def test_csv_of_a_search_is_no_trace(result: LoadResult, tmp_path: Path) -> None:
+    write_csv(result, tmp_path / "r.csv")
+    with pytest.raises(ConfigError, match="holds 3 runs, a trace is one: keep the rows of one r"):
+        read_trace(tmp_path / "r.csv")
 
 
 def test_html_needs_nothing_else(result: LoadResult, tmp_path: Path) -> None:

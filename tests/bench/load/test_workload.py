@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from bench.load.lengths import from_pairs, independent, parse_lengths
 from bench.load.prompts import Prompts, SharedPrefixes
 from bench.load.times import PROCESSES, arrival_times, poisson
-from bench.load.trace import BLOCK_TOKENS, TraceRow
 from bench.load.workload import Drawn, Extent, Replayed, Workload
 from core.errors import ConfigError
+from planner.workload.trace import BLOCK_TOKENS, TraceRow
 
 FIXED = independent(lambda _: 10, lambda _: 3)
 TRACE = [

@@ -1,0 +1,100 @@
+"""Splitwise's cluster scheduler by the rules of its published simulator.
+
+Three pools. A prompt goes to the prompt machine with the fewest pending tokens, else, where its
+queue is long, to a mixed one, else a token machine is taken into the mixed pool for it. An answer
+goes to the token machine with the least memory promised, with the same ways out. A machine returns
+to its own pool once it has nothing to do at all.
+"""
+
+from planner.sim.heap import NONE
+from planner.sim.place import enqueue, set_decode
+from planner.sim.state import FLIGHT, LAND, QUEUE, Sim, length
+from policy.table import DECODE_ROLE, MIXED_ROLE, PREFILL_ROLE
+
+ANY = -1
+
+
+def arrive_in_pools(sim: Sim, r: int, at_ps: int) -> None:
+    """Both machines of a request are chosen as it comes."""
+    request = sim.requests[r]
+    p = _prompt_machine(sim, r, PREFILL_ROLE)
+    p = p if p != NONE else _prompt_machine(sim, r, MIXED_ROLE)
+    d = _token_machine(sim, r, DECODE_ROLE)
+    d = d if d != NONE else _token_machine(sim, r, MIXED_ROLE)
+    if p == NONE:
+        p = _take(sim, _least_pending(sim, DECODE_ROLE))
+    if d == NONE:
+        d = _take(sim, _least_memory(sim, PREFILL_ROLE))
+    if p == NONE or d == NONE:
+        p = d = _least_pending(sim, ANY)
+    request.prefill_by = p
+    set_decode(sim, r, d)
+    if p != d:
+        sim.lanes[p].pool_memory += request.prompt
+    sim.lanes[d].pool_memory += request.prompt + request.output
+    sim.lanes[p].pool_pending += request.prompt
+    enqueue(sim, r, at_ps)
+
+
+def settle_pools(sim: Sim) -> None:
+    """Machines that have nothing to do return to their own pool."""
+    for i in range(len(sim.lanes)):
+        lane = sim.lanes[i]
+        if lane.pool == MIXED_ROLE != sim.table.role[i] and _is_idle(sim, i):
+            lane.pool = sim.table.role[i]
+
+
+def _is_idle(sim: Sim, i: int) -> bool:
+    if sim.lanes[i].busy or sim.lanes[i].num_running:
+        return False
+    return length(sim, i, QUEUE) + length(sim, i, FLIGHT) + length(sim, i, LAND) == 0
+
+
+def _take(sim: Sim, i: int) -> int:
+    if i != NONE:
+        sim.lanes[i].pool = MIXED_ROLE
+    return i
+
+
+def _is_in(sim: Sim, i: int, pool: int) -> bool:
+    return bool(sim.table.alive[i]) and (pool == ANY or sim.lanes[i].pool == pool)
+
+
+def _least_pending(sim: Sim, pool: int) -> int:
+    best = NONE
+    for i in range(len(sim.lanes)):
+        if _is_in(sim, i, pool) and (
+            best == NONE or sim.lanes[i].pool_pending < sim.lanes[best].pool_pending
+        ):
+            best = i
+    return best
+
+
+def _least_memory(sim: Sim, pool: int) -> int:
+    best = NONE
+    for i in range(len(sim.lanes)):
+        if _is_in(sim, i, pool) and (
+            best == NONE or sim.lanes[i].pool_memory < sim.lanes[best].pool_memory
+        ):
+            best = i
+    return best
+
+
+def _prompt_machine(sim: Sim, r: int, pool: int) -> int:
+    best = _least_pending(sim, pool)
+    if best == NONE:
+        return NONE
+    pending = sim.lanes[best].pool_pending + sim.requests[r].prompt
+    is_long = length(sim, best, QUEUE) > 0 and pending > sim.rules.mixed_pending_tokens
+    return NONE if is_long else best
+
+
+def _token_machine(sim: Sim, r: int, pool: int) -> int:
+    best = _least_memory(sim, pool)
+    if best == NONE:
+        return NONE
+    request, lane = sim.requests[r], sim.lanes[best]
+    is_full = lane.pool_memory + request.prompt + request.output >= lane.capacity
+    return NONE if is_full else best
+
+

@@ -1,0 +1,114 @@
+"""Who reads a prompt and who writes its answer: the router's own policy, over the same table."""
+
+import numpy as np
+
+from planner.sim.heap import NONE
+from planner.sim.lane import wake
+from planner.sim.prefix import cached_tokens
+from planner.sim.state import DRAW, NUM_MISSES, NUM_PICKS, QUEUE, QUEUED, REFUSED, Sim, push
+from policy.admission import forecast, refusal
+from policy.mixed_pool import takes
+from policy.scorers import decode_scores, pick, prefill_scores
+from policy.table import MIXED_ROLE, Ask, Bools, Links, Weights
+
+PREFILL, DECODE = 0, 1
+DRAW_BITS = (1 << 31) - 1
+
+
+def arrive(sim: Sim, r: int, at_ps: int) -> None:
+    """Place a request, or refuse it: nobody is there, it fits nowhere, it would come too late."""
+    request = sim.requests[r]
+    ask = _ask(sim, r)
+    able = sim.table.alive & (sim.table.num_blocks >= request.prompt + request.output - 1)
+    if not able.any() or _too_late(sim, able, ask):
+        refuse(sim, r)
+        return
+    p = _choose(sim, able, ask, PREFILL)
+    request.prefill_by = p
+    if sim.table.role[p] == MIXED_ROLE:
+        set_decode(sim, r, p)
+    elif sim.rules.pairs_at_arrival:
+        set_decode(sim, r, _choose(sim, able, _from(ask, p), DECODE))
+    enqueue(sim, r, at_ps)
+
+
+def enqueue(sim: Sim, r: int, at_ps: int) -> None:
+    """At the end of its prefill instance's queue."""
+    request, table = sim.requests[r], sim.table
+    p = request.prefill_by
+    request.state = QUEUED
+    push(sim, p, QUEUE, r)
+    table.num_prefilling[p] += 1
+    table.num_pending_prompt_tokens[p] += request.prompt + request.emitted
+    wake(sim, p, at_ps)
+
+
+def refuse(sim: Sim, r: int) -> None:
+    """It will never have an answer."""
+    request = sim.requests[r]
+    request.state, request.prefill_by = REFUSED, NONE
+    sim.counters[NUM_MISSES] += 1
+
+
+def choose_decode(sim: Sim, r: int) -> bool:
+    """For a request whose prompt is read; False where nobody is left that could take it."""
+    request = sim.requests[r]
+    if request.decode_by != NONE and sim.table.alive[request.decode_by]:
+        return True
+    able = sim.table.alive & (sim.table.num_blocks >= request.prompt + request.output - 1)
+    if not able.any():
+        return False
+    set_decode(sim, r, _choose(sim, able, _from(_ask(sim, r), request.prefill_by), DECODE))
+    return True
+
+
+def set_decode(sim: Sim, r: int, d: int) -> None:
+    """Whoever writes the answer knows that it comes."""
+    sim.requests[r].decode_by = d
+    sim.table.num_incoming[d] += 1
+
+
+def _ask(sim: Sim, r: int) -> Ask:
+    request = sim.requests[r]
+    num_lanes = len(sim.lanes)
+    if sim.caches.newer.shape[1] > 1:
+        for i in range(num_lanes):
+            sim.hits[i] = cached_tokens(sim, i, r)
+    return Ask(request.prompt + request.emitted, request.prompt + request.output, sim.hits, NONE)
+
+
+def _from(ask: Ask, source: int) -> Ask:
+    return Ask(ask.num_input_tokens, ask.num_tokens, ask.hit_tokens, source)
+
+
+def _choose(sim: Sim, able: Bools, ask: Ask, phase: int) -> int:
+    """The best of those that serve the phase; of all where none does."""
+    rules, table = sim.rules, sim.table
+    serving = able & takes(table, phase)
+    chosen = serving if serving.any() else able
+    num = np.count_nonzero(chosen)
+    if num == 1:
+        return int(np.argmax(chosen))
+    links = Links(rules.same_host_s_per_token, rules.other_host_s_per_token, 0.0)
+    weights = Weights(1.0, 1.0)
+    if phase == PREFILL:
+        scores = prefill_scores(rules.policy, rules.model, links, weights, table, ask)
+    else:
+        scores = decode_scores(rules.policy, rules.model, links, weights, table, ask)
+    counters = sim.counters
+    # Numerical Recipes' generator (Press et al. 2007, 7.1): good enough to draw instances by.
+    counters[DRAW] = (counters[DRAW] * 1664525 + 1013904223) & DRAW_BITS
+    counters[NUM_PICKS] += 1
+    return pick(
+        np.where(chosen, scores, np.inf), rules.policy, counters[NUM_PICKS] - 1, counters[DRAW]
+    )
+
+
+def _too_late(sim: Sim, able: Bools, ask: Ask) -> bool:
+    """`policy.admission`: refuse at once what would miss its first token."""
+    if not np.isfinite(sim.rules.max_ttft_s):
+        return False
+    seen = forecast(sim.rules.model, sim.table, able, ask)
+    return refusal(seen, 0.0, np.inf, sim.rules.max_ttft_s) is not None
+
+

@@ -1,0 +1,93 @@
+"""Play requests through a cluster: the one entrance to the simulator."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from core.slo import Slo
+from planner.compiled import compiled
+from planner.sim.build import build
+from planner.sim.leap import MAX_LEAP
+from planner.sim.outcome import Counters, Outcome
+from planner.sim.run import run
+from planner.sim.spec import UNLIMITED, Cluster
+from planner.sim.state import (
+    NOW,
+    NUM_EVENTS,
+    NUM_LEAPS,
+    NUM_LEAPT,
+    NUM_PREEMPTIONS,
+    NUM_SINGLE,
+    NUM_TRANSFERS,
+    REFUSED,
+    Sim,
+)
+from planner.sim.traffic import Traffic
+from policy.table import Floats, Ints
+
+
+def simulate(
+    cluster: Cluster,
+    traffic: Traffic,
+    *,
+    slos: Sequence[Slo] = (),
+    max_misses: int = UNLIMITED,
+    max_leap: int = MAX_LEAP,
+) -> Outcome:
+    """Until every request has ended, or more than `max_misses` have missed their class's limits.
+
+    `max_leap` 1 goes step by step: the same result, later. Threads may simulate beside each other.
+
+    Raises:
+        ConfigError: the cluster makes no sense; every problem is named.
+    """
+    sim = build(cluster.checked(), traffic, slos, max_misses, max_leap)
+    machine_code()(sim)
+    return _outcome(sim, cluster, traffic)
+
+
+@cache
+def machine_code() -> Any:  # noqa: ANN401 - as numba
+    """The simulator, compiled at its first call and then kept on disk."""
+    return compiled(run, keeps=True)
+
+
+def _outcome(sim: Sim, cluster: Cluster, traffic: Traffic) -> Outcome:
+    requests, lanes, counters = sim.requests, sim.lanes, sim.counters
+    instance = np.append(lanes["instance"], -1)  # lane -1 is instance -1
+    owners = lanes["instance"]
+    num_hosts = int(lanes["host"].max()) + 1
+    return Outcome(
+        traffic=traffic,
+        cluster=cluster,
+        first_token_ps=requests["first"].copy(),
+        second_token_ps=requests["second"].copy(),
+        last_token_ps=requests["last"].copy(),
+        prefill_start_ps=requests["start"].copy(),
+        handoff_ps=requests["handoff"].copy(),
+        prefill_by=instance[requests["prefill_by"]],
+        decode_by=instance[requests["decode_by"]],
+        num_hit_tokens=requests["hits"].copy(),
+        is_refused=requests["state"] == REFUSED,
+        end_ps=int(counters[NOW]),
+        busy_prefill_ps=_sums(owners, lanes["busy_prefill"], len(cluster.instances)),
+        busy_decode_ps=_sums(owners, lanes["busy_decode"], len(cluster.instances)),
+        moved_bytes=_sums(lanes["host"], lanes["moved"], num_hosts),
+        counters=Counters(
+            num_events=int(counters[NUM_EVENTS]),
+            num_leaps=int(counters[NUM_LEAPS]),
+            num_leapt_steps=int(counters[NUM_LEAPT]),
+            num_single_steps=int(counters[NUM_SINGLE]),
+            num_preemptions=int(counters[NUM_PREEMPTIONS]),
+            num_transfers=int(counters[NUM_TRANSFERS]),
+        ),
+    )
+
+
+def _sums(owners: Ints, values: Ints | Floats, num: int) -> Any:  # noqa: ANN401 - as the values
+    """Of each owner; a pipelined instance's lanes work beside each other."""
+    sums = np.zeros(num, dtype=values.dtype)
+    np.add.at(sums, owners, values)
+    return sums
