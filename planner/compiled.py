@@ -4,6 +4,7 @@ made."""
 import dis
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -16,27 +17,50 @@ PACKAGES = ("policy.", "planner.")
 ROOT = Path(__file__).parent.parent
 
 
-def compiled(function: Callable[..., Any], *, keeps: bool = False) -> Any:  # noqa: ANN401 - as numba
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to compile; modules and functions by their full names."""
+
+    frugal: frozenset[str] = frozenset()
+    """Modules whose functions make no arrays, and so need not count who uses them, which takes
+    most of the time of small ones."""
+    inlined: frozenset[str] = frozenset()
+    """Functions made part of their caller: each level of calls is optimised anew with all below."""
+    instead: tuple[tuple[str, Callable[..., Any]], ...] = ()
+    """What stands in for functions that this use never calls; each takes seconds to compile."""
+    keeps: bool = False
+    """The result is stored, under a name that changes with any of the sources."""
+
+
+def compiled(function: Callable[..., Any], recipe: Recipe | None = None) -> Any:  # noqa: ANN401
     """The function, and all that it calls of `policy` and `planner`, as machine code.
 
     The source stays as it is: each function is copied with globals in which the others are
-    compiled. `keeps`: the result is stored, under a name that changes with any of the sources.
-    Raises numba's TypingError, at the first call, for source it cannot compile.
+    compiled. Raises numba's TypingError, at the first call, for source it cannot compile.
     """
-    return _compile(function, {}, keeps)
+    recipe = recipe or Recipe()
+    machine_code = _compile(function, {}, recipe)
+    return _kept(machine_code.py_func, recipe) if recipe.keeps else machine_code
 
 
-def _compile(function: Callable[..., Any], done: dict[str, Any], keeps: bool) -> Any:  # noqa: ANN401
+def _compile(function: Callable[..., Any], done: dict[str, Any], recipe: Recipe) -> Any:  # noqa: ANN401
     assert isinstance(function, FunctionType), "only plain functions can be compiled"
     name = f"{function.__module__}.{function.__qualname__}"
+    if name in (instead := dict(recipe.instead)):
+        return numba.njit(instead[name])
     if name not in done:
         known = dict(function.__globals__)
         for used in _globals_of(function):
             value = known.get(used)
             if isinstance(value, FunctionType) and value.__module__.startswith(PACKAGES):
-                known[used] = _compile(value, done, False)
+                known[used] = _compile(value, done, recipe)
         copy = FunctionType(function.__code__, known, function.__name__, function.__defaults__)
-        done[name] = _machine_code(copy, keeps)
+        done[name] = numba.njit(
+            error_model="numpy",
+            nogil=True,
+            _nrt=function.__module__ not in recipe.frugal,
+            inline="always" if name in recipe.inlined else "never",
+        )(copy)
     return done[name]
 
 
@@ -45,19 +69,18 @@ def _globals_of(function: FunctionType) -> set[str]:
     return {i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL"}
 
 
-def _machine_code(copy: FunctionType, keeps: bool) -> Any:  # noqa: ANN401
-    if not keeps:
-        return numba.njit(error_model="numpy", nogil=True)(copy)
-    folder, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_cache_dir())
+def _kept(function: FunctionType, recipe: Recipe) -> Any:  # noqa: ANN401
+    folder, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_cache_dir(recipe))
     try:
-        return numba.njit(error_model="numpy", nogil=True, cache=True)(copy)
+        return numba.njit(error_model="numpy", nogil=True, cache=True)(function)
     finally:
         numba.config.CACHE_DIR = folder
 
 
-def _cache_dir() -> Path:
+def _cache_dir(recipe: Recipe) -> Path:
     """numba looks at one file's age only; what it calls may have changed, too."""
     digest = hashlib.sha256(numba.__version__.encode())
+    digest.update(",".join(name for name, _ in recipe.instead).encode())
     for package in PACKAGES:
         for path in sorted((ROOT / package.rstrip(".")).rglob("*.py")):
             digest.update(path.read_bytes())

@@ -59,8 +59,14 @@ def max_batch(times: StepTimes) -> int:
 def curve_s(times: StepTimes, num_tokens: float) -> float:
     """Seconds of the prompt tokens of a step, without pairs."""
     knots, seconds = times.prefill_tokens, times.prefill_s
-    left = min(max(np.searchsorted(knots, num_tokens, side="right") - 1, 0), len(knots) - 2)
-    slope = (seconds[left + 1] - seconds[left]) / (knots[left + 1] - knots[left])
+    left, right = 0, len(knots) - 1
+    while right - left > 1:
+        middle = (left + right) // 2
+        if knots[middle] <= num_tokens:
+            left = middle
+        else:
+            right = middle
+    slope = (seconds[right] - seconds[left]) / (knots[right] - knots[left])
     value: float = seconds[left] + slope * (num_tokens - knots[left])
     return value
 

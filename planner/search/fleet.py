@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from core.errors import ConfigError
 from core.parallel import ParallelLayout
 from planner.search.hosts import Need, packed
-from planner.search.results import Candidate, Pool
+from planner.search.results import Candidate, Goal, Pool
 from planner.sim.spec import Cluster, Instance, Kind, Network, Power, Scheduling
 from policy.latency_source import LatencySource
 from policy.step_times import max_batch
@@ -170,6 +170,19 @@ def usd_per_hour(cluster: Cluster) -> float:
 def provisioned_w(cluster: Cluster) -> float:
     """Watts that have to be installed for all instances."""
     return sum(cluster.kinds[each.kind].power.provisioned_w for each in cluster.instances)
+
+
+def spent(fleet: Fleet, candidate: Candidate, goal: Goal) -> float:
+    """Of what the goal saves: GPUs, USD per hour, or watts installed."""
+    total = 0.0
+    for pool in candidate.pools:
+        hardware = fleet[pool.hardware]
+        each = {
+            Goal.COST: hardware.price_usd_per_gpu_hour,
+            Goal.POWER: hardware.power.provisioned_w,
+        }
+        total += pool.num_gpus * each.get(goal, 1.0)
+    return total
 
 
 def without(cluster: Cluster, lost: Sequence[int]) -> Cluster | None:

@@ -176,6 +176,8 @@ class Ranked:
     candidate: Candidate
     found: Found
     verdict: Verdict
+    after_loss: Judgement | None = None
+    """At the verdict's rate, of what the worst loss leaves; None: no spare was asked for."""
     usd_per_hour: float
     notes: tuple[str, ...] = field(default=())
     """What is extrapolated or assumed."""
@@ -187,8 +189,9 @@ class Ranked:
 
     @property
     def attains(self) -> bool:
-        """At the verdict's rate."""
-        return self.verdict.judgement.attains
+        """At the verdict's rate, and still after a loss."""
+        survives = self.after_loss is None or self.after_loss.attains
+        return survives and self.verdict.judgement.attains
 
 
 class Goal(StrEnum):

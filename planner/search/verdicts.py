@@ -9,7 +9,7 @@ from core.slo import Slo
 from planner.search.fleet import provisioned_w, usd_per_hour
 from planner.search.inputs import RequestClass
 from planner.search.results import Bottleneck, Quantiles, Verdict
-from planner.search.steady import Window
+from planner.search.steady import Judgement, Window
 from planner.search.trials import Trials, judged, outcomes, whole
 from planner.sim.outcome import Outcome
 from planner.sim.spec import Cluster
@@ -41,9 +41,11 @@ class _Counted:
     num_preemptions_per_request: float
 
 
-def verdict(trials: Trials, cluster: Cluster, rate_per_s: float) -> Verdict:
-    """Try it as often as its attainment needs, and look closely at the first runs."""
-    judgement = judged(whole(trials), cluster, rate_per_s)
+def verdict(trials: Trials, cluster: Cluster, judgement: Judgement) -> Verdict:
+    """Look closely at the first runs of what was judged; again and to the end if that was cut."""
+    rate_per_s = judgement.rate_per_s
+    if judgement.is_cut:
+        judgement = judged(whole(trials), cluster, rate_per_s)
     classes = tuple(trials.workload.classes)
     window = trials.sampling.window
     runs = [_counted(o, classes, window) for o in outcomes(trials, cluster, rate_per_s)]

@@ -51,7 +51,7 @@ def build(
     counters[LEAPS_AT_MOST], counters[DRAW] = max_leap, 1
     most = max(kind.max_batch for kind in cluster.kinds)
     num_hosts = max(each.host for each in cluster.instances) + 1
-    network = cluster.network
+    network, table = cluster.network, _table(cluster, lanes)
     return Sim(
         requests=_requests(traffic),
         lanes=lanes,
@@ -60,7 +60,8 @@ def build(
         due=events(2 * num_lanes + num),
         members=np.zeros((num_lanes, most + 1), dtype=np.int64),
         stage_free=np.zeros((num_lanes, int(lanes["stages"].max())), dtype=np.int64),
-        table=_table(cluster, lanes),
+        table=table,
+        policy_table=table,
         links=links(
             network.local_bytes_per_s / PS_PER_S,
             network.host_bytes_per_s / PS_PER_S,
@@ -257,5 +258,3 @@ def _cache_blocks(cluster: Cluster, lanes: Records, traffic: Traffic) -> Ints:
     if not len(traffic.blocks):
         return np.zeros(len(lanes), dtype=np.int64)
     return np.minimum(np.array(wanted, dtype=np.int64), _num_blocks(traffic))
-
-

@@ -4,8 +4,6 @@ from planner.sim.heap import NONE
 from planner.sim.lane import DIRTY, freed, hold, report, stop
 from planner.sim.leap import span_ps, steps_until
 from planner.sim.links import unsend
-from planner.sim.mixed_pool import arrive_in_pools
-from planner.sim.place import arrive, choose_decode
 from planner.sim.prefix import forget
 from planner.sim.state import (
     DONE,
@@ -22,22 +20,14 @@ from planner.sim.state import (
     WAIT,
     WAITING,
     Sim,
+    ask_for,
     mark,
     remove,
 )
-from planner.sim.transfer import give_up, hand_off
 
 LOST, BACK = -1, -2
 AGAIN = -2
 """Start of a request that is to be placed anew in this moment."""
-
-
-def place(sim: Sim, r: int, at_ps: int) -> None:
-    """A request that has come, or has come back."""
-    if sim.rules.in_pools:
-        arrive_in_pools(sim, r, at_ps)
-    else:
-        arrive(sim, r, at_ps)
 
 
 def change(sim: Sim, n: int, at_ps: int) -> None:
@@ -67,14 +57,9 @@ def lose(sim: Sim, i: int, at_ps: int) -> None:
     _empty(sim, i, at_ps)
     for r in range(len(sim.requests)):
         request = sim.requests[r]
-        if request.state == FUTURE and request.start == AGAIN:
-            request.start = NONE
-            place(sim, r, at_ps)
-        elif request.state == WAITING and request.decode_by == NONE:
-            if choose_decode(sim, r):
-                hand_off(sim, r, at_ps)
-            else:
-                give_up(sim, r, at_ps)
+        again = request.state == FUTURE and request.start == AGAIN
+        if again or (request.state == WAITING and request.decode_by == NONE):
+            ask_for(sim, r)
 
 
 def _is_hit(sim: Sim, r: int, i: int) -> bool:

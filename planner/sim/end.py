@@ -12,6 +12,7 @@ from planner.sim.state import (
     NUM_SINGLE,
     REQUEST_BITS,
     Sim,
+    ask_for,
     first,
     length,
     mark,
@@ -46,9 +47,7 @@ def end_pipeline(sim: Sim, i: int, at_ps: int) -> None:
     while length(sim, i, FLIGHT) and sim.requests[first(sim, i, FLIGHT)].batch_end <= at_ps:
         _end_prompt(sim, i, pop(sim, i, FLIGHT), at_ps)
     if length(sim, i, FLIGHT):
-        schedule(
-            sim.due, len(sim.lanes) + i, sim.requests[first(sim, i, FLIGHT)].batch_end
-        )
+        schedule(sim.due, len(sim.lanes) + i, sim.requests[first(sim, i, FLIGHT)].batch_end)
 
 
 def _advance(sim: Sim, i: int, at_ps: int) -> None:
@@ -96,8 +95,7 @@ def _end_prompt(sim: Sim, i: int, r: int, at_ps: int) -> None:
     elif request.second < 0:
         request.second = at_ps
     if request.emitted < request.output:
-        sim.ready[sim.ready[-1]] = r
-        sim.ready[-1] += 1
+        ask_for(sim, r)
         return
     hold(sim, i, -request.held)
     request.held = 0
@@ -116,5 +114,3 @@ def _judge(sim: Sim, r: int) -> None:
     span = request.last - request.first
     late |= span > limits.tpot_ps[which] * (request.output - 1)
     sim.counters[NUM_MISSES] += late
-
-

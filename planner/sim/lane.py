@@ -99,5 +99,3 @@ def stop(sim: Sim, i: int) -> None:
     lane.busy, lane.steps, lane.has_prompts = 0, 0, 0
     cancel(sim.due, i)
     cancel(sim.due, len(sim.lanes) + i)
-
-

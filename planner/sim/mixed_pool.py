@@ -7,14 +7,13 @@ to its own pool once it has nothing to do at all.
 """
 
 from planner.sim.heap import NONE
-from planner.sim.place import enqueue, set_decode
 from planner.sim.state import FLIGHT, LAND, QUEUE, Sim, length
 from policy.table import DECODE_ROLE, MIXED_ROLE, PREFILL_ROLE
 
 ANY = -1
 
 
-def arrive_in_pools(sim: Sim, r: int, at_ps: int) -> None:
+def choose_in_pools(sim: Sim, r: int) -> None:
     """Both machines of a request are chosen as it comes."""
     request = sim.requests[r]
     p = _prompt_machine(sim, r, PREFILL_ROLE)
@@ -28,12 +27,12 @@ def arrive_in_pools(sim: Sim, r: int, at_ps: int) -> None:
     if p == NONE or d == NONE:
         p = d = _least_pending(sim, ANY)
     request.prefill_by = p
-    set_decode(sim, r, d)
+    request.decode_by = d
+    sim.table.num_incoming[d] += 1
     if p != d:
         sim.lanes[p].pool_memory += request.prompt
     sim.lanes[d].pool_memory += request.prompt + request.output
     sim.lanes[p].pool_pending += request.prompt
-    enqueue(sim, r, at_ps)
 
 
 def settle_pools(sim: Sim) -> None:
@@ -96,5 +95,3 @@ def _token_machine(sim: Sim, r: int, pool: int) -> int:
     request, lane = sim.requests[r], sim.lanes[best]
     is_full = lane.pool_memory + request.prompt + request.output >= lane.capacity
     return NONE if is_full else best
-
-

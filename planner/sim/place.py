@@ -4,8 +4,20 @@ import numpy as np
 
 from planner.sim.heap import NONE
 from planner.sim.lane import wake
+from planner.sim.mixed_pool import choose_in_pools
 from planner.sim.prefix import cached_tokens
-from planner.sim.state import DRAW, NUM_MISSES, NUM_PICKS, QUEUE, QUEUED, REFUSED, Sim, push
+from planner.sim.state import (
+    DRAW,
+    FUTURE,
+    NUM_PICKS,
+    PREFILLING,
+    QUEUE,
+    QUEUED,
+    WAITING,
+    Sim,
+    push,
+)
+from planner.sim.transfer import give_up, hand_off, refuse
 from policy.admission import forecast, refusal
 from policy.mixed_pool import takes
 from policy.scorers import decode_scores, pick, prefill_scores
@@ -15,20 +27,35 @@ PREFILL, DECODE = 0, 1
 DRAW_BITS = (1 << 31) - 1
 
 
-def arrive(sim: Sim, r: int, at_ps: int) -> None:
+def decide(sim: Sim, r: int, at_ps: int) -> None:
+    """On a request that has come, or come back, or whose prompt is read."""
+    state = sim.requests[r].state
+    if state == FUTURE:
+        _arrive(sim, r, at_ps)
+    elif state in (PREFILLING, WAITING):
+        if _choose_decode(sim, r):
+            hand_off(sim, r, at_ps)
+        else:
+            give_up(sim, r, at_ps)
+
+
+def _arrive(sim: Sim, r: int, at_ps: int) -> None:
     """Place a request, or refuse it: nobody is there, it fits nowhere, it would come too late."""
     request = sim.requests[r]
-    ask = _ask(sim, r)
-    able = sim.table.alive & (sim.table.num_blocks >= request.prompt + request.output - 1)
-    if not able.any() or _too_late(sim, able, ask):
+    request.start = NONE
+    able = _able(sim, r)
+    if not able.any() or _too_late(sim, able, r):
         refuse(sim, r)
         return
-    p = _choose(sim, able, ask, PREFILL)
-    request.prefill_by = p
-    if sim.table.role[p] == MIXED_ROLE:
-        set_decode(sim, r, p)
-    elif sim.rules.pairs_at_arrival:
-        set_decode(sim, r, _choose(sim, able, _from(ask, p), DECODE))
+    if sim.rules.in_pools:
+        choose_in_pools(sim, r)
+    else:
+        p = _choose(sim, able, r, PREFILL)
+        request.prefill_by = p
+        if sim.table.role[p] == MIXED_ROLE:
+            _set_decode(sim, r, p)
+        elif sim.rules.pairs_at_arrival:
+            _set_decode(sim, r, _choose(sim, able, r, DECODE))
     enqueue(sim, r, at_ps)
 
 
@@ -43,29 +70,29 @@ def enqueue(sim: Sim, r: int, at_ps: int) -> None:
     wake(sim, p, at_ps)
 
 
-def refuse(sim: Sim, r: int) -> None:
-    """It will never have an answer."""
-    request = sim.requests[r]
-    request.state, request.prefill_by = REFUSED, NONE
-    sim.counters[NUM_MISSES] += 1
-
-
-def choose_decode(sim: Sim, r: int) -> bool:
+def _choose_decode(sim: Sim, r: int) -> bool:
     """For a request whose prompt is read; False where nobody is left that could take it."""
     request = sim.requests[r]
     if request.decode_by != NONE and sim.table.alive[request.decode_by]:
         return True
-    able = sim.table.alive & (sim.table.num_blocks >= request.prompt + request.output - 1)
+    able = _able(sim, r)
     if not able.any():
         return False
-    set_decode(sim, r, _choose(sim, able, _from(_ask(sim, r), request.prefill_by), DECODE))
+    _set_decode(sim, r, _choose(sim, able, r, DECODE))
     return True
 
 
-def set_decode(sim: Sim, r: int, d: int) -> None:
+def _set_decode(sim: Sim, r: int, d: int) -> None:
     """Whoever writes the answer knows that it comes."""
     sim.requests[r].decode_by = d
     sim.table.num_incoming[d] += 1
+
+
+def _able(sim: Sim, r: int) -> Bools:
+    """Alive, and large enough for the request alone."""
+    request, table = sim.requests[r], sim.table
+    able: Bools = table.alive & (table.num_blocks >= request.prompt + request.output - 1)
+    return able
 
 
 def _ask(sim: Sim, r: int) -> Ask:
@@ -74,21 +101,23 @@ def _ask(sim: Sim, r: int) -> Ask:
     if sim.caches.newer.shape[1] > 1:
         for i in range(num_lanes):
             sim.hits[i] = cached_tokens(sim, i, r)
-    return Ask(request.prompt + request.emitted, request.prompt + request.output, sim.hits, NONE)
+    return Ask(
+        request.prompt + request.emitted,
+        request.prompt + request.output,
+        sim.hits,
+        request.prefill_by,
+    )
 
 
-def _from(ask: Ask, source: int) -> Ask:
-    return Ask(ask.num_input_tokens, ask.num_tokens, ask.hit_tokens, source)
-
-
-def _choose(sim: Sim, able: Bools, ask: Ask, phase: int) -> int:
+def _choose(sim: Sim, able: Bools, r: int, phase: int) -> int:
     """The best of those that serve the phase; of all where none does."""
-    rules, table = sim.rules, sim.table
+    rules, table = sim.rules, sim.policy_table
     serving = able & takes(table, phase)
     chosen = serving if serving.any() else able
     num = np.count_nonzero(chosen)
     if num == 1:
         return int(np.argmax(chosen))
+    ask = _ask(sim, r)
     links = Links(rules.same_host_s_per_token, rules.other_host_s_per_token, 0.0)
     weights = Weights(1.0, 1.0)
     if phase == PREFILL:
@@ -104,11 +133,9 @@ def _choose(sim: Sim, able: Bools, ask: Ask, phase: int) -> int:
     )
 
 
-def _too_late(sim: Sim, able: Bools, ask: Ask) -> bool:
+def _too_late(sim: Sim, able: Bools, r: int) -> bool:
     """`policy.admission`: refuse at once what would miss its first token."""
     if not np.isfinite(sim.rules.max_ttft_s):
         return False
-    seen = forecast(sim.rules.model, sim.table, able, ask)
+    seen = forecast(sim.rules.model, sim.policy_table, able, _ask(sim, r))
     return refusal(seen, 0.0, np.inf, sim.rules.max_ttft_s) is not None
-
-

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from core.slo import Slo
-from planner.compiled import compiled
+from planner.compiled import Recipe, compiled
 from planner.sim.build import build
+from planner.sim.handle import play
 from planner.sim.leap import MAX_LEAP
 from planner.sim.outcome import Counters, Outcome
-from planner.sim.run import run
 from planner.sim.spec import UNLIMITED, Cluster
 from planner.sim.state import (
     NOW,
@@ -26,6 +26,32 @@ from planner.sim.state import (
 )
 from planner.sim.traffic import Traffic
 from policy.table import Floats, Ints
+
+FRUGAL = frozenset(
+    f"planner.sim.{name}"
+    for name in (
+        *("advance", "start", "end", "lane", "transfer", "links", "changes", "prefix", "heap"),
+        *("leap", "state", "mixed_pool"),
+    )
+) | {"policy.step_times"}
+"""Only placement, which is the router's own source, makes arrays."""
+INLINED = frozenset({"planner.sim.run.run", "planner.sim.place.decide", "planner.sim.place._arrive"})
+
+
+def _no_scores(*_arguments: object) -> Floats:
+    return np.zeros(0)
+
+
+def _never(*_arguments: object) -> bool:
+    return False
+
+
+PREDICTING = (
+    ("planner.sim.place._too_late", _never),
+    ("policy.scorers.slo_prefill", _no_scores),
+    ("policy.scorers.slo_decode", _no_scores),
+)
+"""What only the `slo` policy and admission call, and what takes longest to compile."""
 
 
 def simulate(
@@ -44,14 +70,20 @@ def simulate(
         ConfigError: the cluster makes no sense; every problem is named.
     """
     sim = build(cluster.checked(), traffic, slos, max_misses, max_leap)
-    machine_code()(sim)
+    machine_code(cluster)(sim)
     return _outcome(sim, cluster, traffic)
 
 
-@cache
-def machine_code() -> Any:  # noqa: ANN401 - as numba
+def machine_code(cluster: Cluster) -> Any:  # noqa: ANN401 - as numba
     """The simulator, compiled at its first call and then kept on disk."""
-    return compiled(run, keeps=True)
+    predicts = cluster.placement == "slo" or np.isfinite(cluster.max_ttft_s)
+    return _compiled(predicts)
+
+
+@cache
+def _compiled(predicts: bool) -> Any:  # noqa: ANN401
+    instead = () if predicts else PREDICTING
+    return compiled(play, Recipe(frugal=FRUGAL, inlined=INLINED, instead=instead, keeps=True))
 
 
 def _outcome(sim: Sim, cluster: Cluster, traffic: Traffic) -> Outcome:

@@ -199,6 +199,8 @@ class Sim(NamedTuple):
     stage_free: Ints
     """[lane, stage]."""
     table: Table
+    policy_table: Table
+    """The same columns, as policies want them."""
     links: Links
     caches: Caches
     classes: Ints
@@ -210,7 +212,7 @@ class Sim(NamedTuple):
     changes: Ints
     """[change]: moment, lane, role (NONE: lost), moment of return."""
     ready: Ints
-    """Requests whose prefill has just ended; the last entry counts them."""
+    """Requests that somebody has to decide on now; the last entry counts them."""
     dirty: Ints
     """Lanes that may start a step; the last entry counts them."""
     retry: Ints
@@ -233,9 +235,11 @@ class Sim(NamedTuple):
     NUM_MARKS,
     NOW,
     LEAPS_AT_MOST,
-) = range(12)
+    NEXT_REQUEST,
+    NEXT_CHANGE,
+) = range(14)
 """Places in `counters`."""
-NUM_COUNTERS = 12
+NUM_COUNTERS = 14
 ABSENT = -2
 REQUEST_BITS = 24
 
@@ -328,3 +332,10 @@ def mark(flagged: Ints, lanes: Records, lane: int, name: int) -> None:
         flagged[place] = flagged[place - 1]
         place -= 1
     flagged[place] = lane
+
+
+def ask_for(sim: Sim, request: int) -> None:
+    """A request is to be placed, or whoever writes its answer is to be chosen."""
+    num = sim.ready[-1]
+    sim.ready[num] = request
+    sim.ready[-1] = num + 1

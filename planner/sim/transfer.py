@@ -1,17 +1,18 @@
 """A request's KV on its way: reserve room, send, land. One owner of a request's handoff."""
 
-from planner.sim.heap import schedule
+from planner.sim.heap import NONE, schedule
 from planner.sim.lane import RETRY, freed, hold, interrupt, room, wake
 from planner.sim.links import send, unsend
-from planner.sim.place import refuse
 from planner.sim.state import (
     BODY,
     LAND,
     LANDED,
     LANDING,
     MOVING,
+    NUM_MISSES,
     NUM_TRANSFERS,
     PREFILLING,
+    REFUSED,
     TAIL,
     WAIT,
     WAITING,
@@ -40,6 +41,13 @@ def hand_off(sim: Sim, r: int, at_ps: int) -> None:
         request.state = WAITING
         push(sim, d, WAIT, r)
         mark(sim.retry, sim.lanes, d, RETRY)
+
+
+def refuse(sim: Sim, r: int) -> None:
+    """It will never have an answer."""
+    request = sim.requests[r]
+    request.state, request.prefill_by = REFUSED, NONE
+    sim.counters[NUM_MISSES] += 1
 
 
 def give_up(sim: Sim, r: int, at_ps: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from planner.compiled import compiled
+from planner.compiled import Recipe, compiled
 from planner.sim.traffic import Traffic
 from policy.table import Floats, Ints
 
@@ -47,7 +47,7 @@ def blocks_needed(traffic: Traffic) -> Ints:
 
 @cache
 def _machine_code() -> Any:  # noqa: ANN401 - as numba
-    return compiled(_needed, keeps=True)
+    return compiled(_needed, Recipe(keeps=True))
 
 
 def _needed(first_block: Ints, blocks: Ints, num_different: int) -> Ints:

@@ -1,0 +1,130 @@
+"""The whole search, from a question to its answer: screen layouts, list clusters, simulate them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from core.errors import ConfigError
+from core.member import Role
+from planner.search.candidates import Limits, mixed_pools, pools, units
+from planner.search.decide import Task, decided
+from planner.search.explain import reasons
+from planner.search.parallel import Progress, Workers, silent
+from planner.search.question import Affinity, Answer, Question
+from planner.search.results import ranking
+from planner.search.screen import Screened, screen
+from planner.search.setting import Setting, setting
+from planner.search.shortlist import (
+    Listed,
+    Wanted,
+    algorithm_1,
+    of_mixed,
+    of_pairs,
+    of_units,
+    shortlist,
+)
+from planner.search.trials import Counted
+from planner.search.unloaded import Reach
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Screens:
+    """Single instances, by what they do."""
+
+    prefill: tuple[Screened, ...]
+    decode: tuple[Screened, ...]
+    mixed: tuple[Screened, ...]
+
+
+def plan(question: Question, on_progress: Progress = silent) -> Answer:
+    """Raises ConfigError with every problem of the question."""
+    if problems := tuple(question.problems()):
+        raise ConfigError(problems)
+    simulate = Counted(question.simulate)
+    shared = setting(
+        question.fleet,
+        question.workload,
+        simulate,
+        sampling=question.sampling,
+        precision=question.precision,
+    )
+    workers = Workers(num_threads=question.num_threads, on_progress=on_progress)
+    screens = _screens(question, shared, workers)
+    wanted = Wanted(goal=question.goal, rate_per_s=question.rate_per_s, max_gpus=question.most_gpus)
+    task = partial(decided, Task(setting=shared, wanted=wanted, spare=question.spare))
+    disaggregated = workers.each(
+        "clusters with two pools", task, _disaggregated(question, screens, wanted)
+    )
+    mixed = workers.each("clusters with one pool", task, _mixed(question, screens, wanted))
+    has_rate = question.rate_per_s is not None
+    ranked = ranking(disaggregated, question.goal, has_rate=has_rate)
+    colocated = next(iter(ranking(mixed, question.goal, has_rate=has_rate)), None)
+    every = (*screens.prefill, *screens.decode, *screens.mixed)
+    return Answer(
+        ranked=ranked,
+        colocated=colocated,
+        missed=missed(every),
+        best_rate_per_s=max((each.found.low_per_s for each in (*ranked, *mixed)), default=0.0),
+        reasons=tuple(reasons(every, ranked, colocated, question.rate_per_s)),
+        num_runs=simulate.num_runs,
+        num_requests=simulate.num_requests,
+    )
+
+
+def _screens(question: Question, shared: Setting, workers: Workers) -> _Screens:
+    fleet, limits = question.fleet, _limits(question, shared)
+    return _Screens(
+        prefill=screen(shared, pools(fleet, Role.PREFILL, limits), workers, "prefill layouts"),
+        decode=screen(shared, pools(fleet, Role.DECODE, limits), workers, "decode layouts"),
+        mixed=screen(shared, mixed_pools(fleet, limits), workers, "colocated layouts"),
+    )
+
+
+def _limits(question: Question, shared: Setting) -> Limits:
+    """An instance has to hold at least as many of the requests as must keep their limits."""
+    sample, limits = shared.sample, question.limits
+    target = min(each.target for each in shared.classes)
+    needed = sample.num_prompt_tokens + sample.num_output_tokens - 1
+    tokens = int(np.quantile(needed, target, method="inverted_cdf"))
+    return replace(
+        limits,
+        least_tokens=max(limits.least_tokens, tokens),
+        max_gpus=min(limits.max_gpus, question.most_gpus),
+    )
+
+
+def _disaggregated(question: Question, screens: _Screens, wanted: Wanted) -> Sequence[Listed]:
+    """At the rate; or, where the GPUs do not suffice for it, with all of them."""
+    prefill, decode = screens.prefill, screens.decode
+    always = algorithm_1(prefill, decode)
+    for asked in (wanted, replace(wanted, rate_per_s=None)):
+        listed: list[Listed] = []
+        if Affinity.HIGH in question.affinity:
+            listed += of_pairs(prefill, decode, asked)
+        if Affinity.LOW in question.affinity:
+            listed += of_units(units(question.fleet, question.limits), prefill, decode, asked)
+        short = shortlist(listed, question.fleet, asked, num=question.num_simulated, always=always)
+        if short:
+            return short
+    return ()
+
+
+def _mixed(question: Question, screens: _Screens, wanted: Wanted) -> Sequence[Listed]:
+    num = max(1, question.num_simulated // 2)
+    for asked in (wanted, replace(wanted, rate_per_s=None)):
+        listed = list(of_mixed(screens.mixed, asked))
+        if short := shortlist(listed, question.fleet, asked, num=num, always=None):
+            return short
+    return ()
+
+
+def missed(screened: Sequence[Screened]) -> tuple[Reach, ...]:
+    """Limits that no layout keeps, and the nearest that some does, in its target's share."""
+    best: dict[tuple[str, str], Reach] = {}
+    for each in (reach for one in screened for reach in one.reaches):
+        key = (each.class_name, each.limit)
+        if key not in best or each.reached_s < best[key].reached_s:
+            best[key] = each
+    return tuple(each for each in best.values() if not each.is_met)

@@ -1,0 +1,136 @@
+"""Which clusters are simulated as a whole: arithmetic over what single instances attained.
+
+For a rate: n = ceil(R / goodput) of every pair of layouts. For a budget of GPUs: its best splits.
+DistServe's algorithms take the best layout of each phase; the best pair of *integers* may be
+another, so all pairs are compared, and its own choice is always among those that are simulated.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from planner.search.candidates import times_as_many
+from planner.search.fleet import Fleet, hosts_of, spent
+from planner.search.joint import Counts, instances_for, splits
+from planner.search.results import Candidate, Goal, Pool
+from planner.search.screen import Screened, best
+
+SPLITS_PER_PAIR = 2
+"""Of a budget: the ratio of the phases is seldom further off than by one instance."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A cluster, and what single instances say of it."""
+
+    candidate: Candidate
+    estimate_per_s: float
+    """The weaker phase's goodput, times its instances."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is asked for."""
+
+    goal: Goal
+    rate_per_s: float | None
+    """None: as much as there can be."""
+    max_gpus: int
+
+
+def of_pairs(
+    prefill: Sequence[Screened], decode: Sequence[Screened], wanted: Wanted
+) -> Iterator[Listed]:
+    """Algorithm 1: each phase's instances are free to be anywhere."""
+    for pair in product(_attaining(prefill), _attaining(decode)):
+        base = Candidate(pools=tuple(each.pool for each in pair))
+        goodputs = [each.goodput_per_s for each in pair]
+        made = [_listed(base, goodputs, counts) for counts in _counts_of_pair(pair, wanted)]
+        yield from sorted(made, key=lambda each: -each.estimate_per_s)[:SPLITS_PER_PAIR]
+
+
+def _counts_of_pair(pair: Sequence[Screened], wanted: Wanted) -> Iterator[Counts]:
+    if wanted.rate_per_s is not None:
+        yield instances_for(wanted.rate_per_s, [each.goodput_per_s for each in pair])
+    else:
+        yield from splits(wanted.max_gpus, (pair[0].pool.num_gpus, pair[1].pool.num_gpus))
+
+
+def of_units(
+    units: Sequence[Candidate],
+    prefill: Sequence[Screened],
+    decode: Sequence[Screened],
+    wanted: Wanted,
+) -> Iterator[Listed]:
+    """Algorithm 2: pairs that share hosts, as many of one phase as of the other."""
+    goodputs = _goodputs(prefill), _goodputs(decode)
+    for unit in units:
+        each = [known.get(pool, 0.0) for known, pool in zip(goodputs, unit.pools, strict=True)]
+        for num in _numbers(min(each), unit.num_gpus, wanted):
+            yield _listed(unit, each, (num, num))
+
+
+def of_mixed(mixed: Sequence[Screened], wanted: Wanted) -> Iterator[Listed]:
+    """Colocated."""
+    for each in mixed:
+        base = Candidate(pools=(each.pool,))
+        for num in _numbers(each.goodput_per_s, each.pool.num_gpus, wanted):
+            yield _listed(base, [each.goodput_per_s], (num,))
+
+
+def _attaining(found: Sequence[Screened]) -> list[Screened]:
+    return [each for each in found if each.goodput_per_s > 0]
+
+
+def _goodputs(found: Sequence[Screened]) -> Mapping[Pool, float]:
+    return {each.pool: each.goodput_per_s for each in found}
+
+
+def _numbers(goodput_per_s: float, num_gpus: int, wanted: Wanted) -> Iterator[int]:
+    """Of units of so many GPUs: what the rate needs, or what the budget gives."""
+    if goodput_per_s <= 0:
+        return
+    if wanted.rate_per_s is not None:
+        yield instances_for(wanted.rate_per_s, [goodput_per_s])[0]
+    elif wanted.max_gpus >= num_gpus:
+        yield wanted.max_gpus // num_gpus
+
+
+def _listed(base: Candidate, goodputs: Sequence[float], counts: Counts) -> Listed:
+    weakest = min(each * num for each, num in zip(goodputs, counts, strict=True))
+    return Listed(candidate=times_as_many(base, counts), estimate_per_s=weakest)
+
+
+def shortlist(
+    listed: Sequence[Listed], fleet: Fleet, wanted: Wanted, *, num: int, always: Candidate | None
+) -> tuple[Listed, ...]:
+    """The best by estimate of those that have room; and `always`, by its layouts."""
+    able = [
+        each
+        for each in listed
+        if each.candidate.num_gpus <= wanted.max_gpus
+        and hosts_of(fleet, each.candidate) is not None
+    ]
+    able.sort(key=lambda each: _order(each, fleet, wanted))
+    kept = able[:num]
+    own = [each for each in able[num:] if always is not None and _is_like(each.candidate, always)]
+    return tuple(kept + own[:1])
+
+
+def _order(each: Listed, fleet: Fleet, wanted: Wanted) -> tuple[float, float, str]:
+    cost = spent(fleet, each.candidate, wanted.goal)
+    per_cost = -each.estimate_per_s / cost if cost else -each.estimate_per_s
+    name = str(each.candidate)
+    return (per_cost, cost, name) if wanted.rate_per_s is None else (cost, per_cost, name)
+
+
+def _is_like(candidate: Candidate, other: Candidate) -> bool:
+    return times_as_many(candidate, [1] * len(candidate.pools)) == other
+
+
+def algorithm_1(prefill: Sequence[Screened], decode: Sequence[Screened]) -> Candidate | None:
+    """DistServe's own choice: each phase's best per GPU."""
+    pair = best(prefill), best(decode)
+    if pair[0] is None or pair[1] is None:
+        return None
+    return Candidate(pools=(pair[0].pool, pair[1].pool))
