@@ -3,6 +3,7 @@ made."""
 
 import dis
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ import numba
 from core.paths import user_cache_dir
 
 PACKAGES = ("policy.", "planner.")
-ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,13 @@ def compiled(function: Callable[..., Any], recipe: Recipe | None = None) -> Any:
     compiled. Raises numba's TypingError, at the first call, for source it cannot compile.
     """
     recipe = recipe or Recipe()
-    machine_code = _compile(function, {}, recipe)
-    return _kept(machine_code.py_func, recipe) if recipe.keeps else machine_code
+    done: dict[str, Any] = {}
+    machine_code = _compile(function, done, recipe)
+    if not recipe.keeps:
+        return machine_code
+    return _kept(
+        machine_code.py_func, _cache_dir({name.rpartition(".")[0] for name in done}, recipe)
+    )
 
 
 def _compile(function: Callable[..., Any], done: dict[str, Any], recipe: Recipe) -> Any:  # noqa: ANN401
@@ -69,19 +74,18 @@ def _globals_of(function: FunctionType) -> set[str]:
     return {i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL"}
 
 
-def _kept(function: FunctionType, recipe: Recipe) -> Any:  # noqa: ANN401
-    folder, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_cache_dir(recipe))
+def _kept(function: FunctionType, cache_dir: Path) -> Any:  # noqa: ANN401
+    folder, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache_dir)
     try:
         return numba.njit(error_model="numpy", nogil=True, cache=True)(function)
     finally:
         numba.config.CACHE_DIR = folder
 
 
-def _cache_dir(recipe: Recipe) -> Path:
+def _cache_dir(modules: set[str], recipe: Recipe) -> Path:
     """numba looks at one file's age only; what it calls may have changed, too."""
     digest = hashlib.sha256(numba.__version__.encode())
     digest.update(",".join(name for name, _ in recipe.instead).encode())
-    for package in PACKAGES:
-        for path in sorted((ROOT / package.rstrip(".")).rglob("*.py")):
-            digest.update(path.read_bytes())
+    for module in sorted(modules | {__name__}):
+        digest.update(Path(str(sys.modules[module].__file__)).read_bytes())
     return user_cache_dir() / "machine_code" / digest.hexdigest()[:16]

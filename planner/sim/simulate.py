@@ -35,7 +35,9 @@ FRUGAL = frozenset(
     )
 ) | {"policy.step_times"}
 """Only placement, which is the router's own source, makes arrays."""
-INLINED = frozenset({"planner.sim.run.run", "planner.sim.place.decide", "planner.sim.place._arrive"})
+INLINED = frozenset(
+    {"planner.sim.run.run", "planner.sim.place.decide", "planner.sim.place._arrive"}
+)
 
 
 def _no_scores(*_arguments: object) -> Floats:
