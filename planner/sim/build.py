@@ -76,7 +76,7 @@ def build(
         rules=_rules(cluster),
         limits=_limits(slos, max_misses),
         changes=_changes(cluster, lanes),
-        ready=np.zeros(num_lanes * (512 + most) + 1, dtype=np.int64),
+        ready=np.zeros(2 * num + 1, dtype=np.int64),
         dirty=np.zeros(num_lanes + 1, dtype=np.int64),
         retry=np.zeros(num_lanes + 1, dtype=np.int64),
         counters=counters,

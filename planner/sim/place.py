@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from planner.sim.candidates import candidates
 from planner.sim.heap import NONE
 from planner.sim.lane import wake
 from planner.sim.mixed_pool import choose_in_pools
@@ -43,20 +44,24 @@ def _arrive(sim: Sim, r: int, at_ps: int) -> None:
     """Place a request, or refuse it: nobody is there, it fits nowhere, it would come too late."""
     request = sim.requests[r]
     request.start = NONE
-    able = _able(sim, r)
-    if not able.any() or _too_late(sim, able, r):
+    if np.isfinite(sim.rules.max_ttft_s) and _too_late(sim, r):
         refuse(sim, r)
         return
+    p = NONE
     if sim.rules.in_pools:
         choose_in_pools(sim, r)
+        p = request.prefill_by
     else:
-        p = _choose(sim, able, r, PREFILL)
+        p = _choose(sim, r, PREFILL)
         request.prefill_by = p
-        if sim.table.role[p] == MIXED_ROLE:
+        if p != NONE and sim.table.role[p] == MIXED_ROLE:
             _set_decode(sim, r, p)
-        elif sim.rules.pairs_at_arrival:
-            _set_decode(sim, r, _choose(sim, able, r, DECODE))
-    enqueue(sim, r, at_ps)
+        elif p != NONE and sim.rules.pairs_at_arrival:
+            _set_decode(sim, r, _choose(sim, r, DECODE))
+    if p == NONE:
+        refuse(sim, r)
+    else:
+        enqueue(sim, r, at_ps)
 
 
 def enqueue(sim: Sim, r: int, at_ps: int) -> None:
@@ -75,11 +80,10 @@ def _choose_decode(sim: Sim, r: int) -> bool:
     request = sim.requests[r]
     if request.decode_by != NONE and sim.table.alive[request.decode_by]:
         return True
-    able = _able(sim, r)
-    if not able.any():
-        return False
-    _set_decode(sim, r, _choose(sim, able, r, DECODE))
-    return True
+    d = _choose(sim, r, DECODE)
+    if d != NONE:
+        _set_decode(sim, r, d)
+    return d != NONE
 
 
 def _set_decode(sim: Sim, r: int, d: int) -> None:
@@ -88,11 +92,10 @@ def _set_decode(sim: Sim, r: int, d: int) -> None:
     sim.table.num_incoming[d] += 1
 
 
-def _able(sim: Sim, r: int) -> Bools:
-    """Alive, and large enough for the request alone."""
-    request, table = sim.requests[r], sim.table
-    able: Bools = table.alive & (table.num_blocks >= request.prompt + request.output - 1)
-    return able
+def _choose(sim: Sim, r: int, phase: int) -> int:
+    """The best of those that serve the phase; of all where none does; NONE where nobody is."""
+    num, row = candidates(sim, r, phase)
+    return _best(sim, r, phase) if num > 1 else row
 
 
 def _ask(sim: Sim, r: int) -> Ask:
@@ -109,14 +112,12 @@ def _ask(sim: Sim, r: int) -> Ask:
     )
 
 
-def _choose(sim: Sim, able: Bools, r: int, phase: int) -> int:
-    """The best of those that serve the phase; of all where none does."""
+def _best(sim: Sim, r: int, phase: int) -> int:
+    """By the policy, of several."""
     rules, table = sim.rules, sim.policy_table
+    able = _able(sim, r)
     serving = able & takes(table, phase)
     chosen = serving if serving.any() else able
-    num = np.count_nonzero(chosen)
-    if num == 1:
-        return int(np.argmax(chosen))
     ask = _ask(sim, r)
     links = Links(rules.same_host_s_per_token, rules.other_host_s_per_token, 0.0)
     weights = Weights(1.0, 1.0)
@@ -133,9 +134,14 @@ def _choose(sim: Sim, able: Bools, r: int, phase: int) -> int:
     )
 
 
-def _too_late(sim: Sim, able: Bools, r: int) -> bool:
+def _able(sim: Sim, r: int) -> Bools:
+    """Alive, and large enough for the request alone."""
+    request, table = sim.requests[r], sim.policy_table
+    able: Bools = table.alive & (table.num_blocks >= request.prompt + request.output - 1)
+    return able
+
+
+def _too_late(sim: Sim, r: int) -> bool:
     """`policy.admission`: refuse at once what would miss its first token."""
-    if not np.isfinite(sim.rules.max_ttft_s):
-        return False
-    seen = forecast(sim.rules.model, sim.policy_table, able, _ask(sim, r))
+    seen = forecast(sim.rules.model, sim.policy_table, _able(sim, r), _ask(sim, r))
     return refusal(seen, 0.0, np.inf, sim.rules.max_ttft_s) is not None

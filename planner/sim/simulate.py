@@ -31,7 +31,7 @@ FRUGAL = frozenset(
     f"planner.sim.{name}"
     for name in (
         *("advance", "start", "end", "lane", "transfer", "links", "changes", "prefix", "heap"),
-        *("leap", "state", "mixed_pool"),
+        *("leap", "state", "mixed_pool", "candidates"),
     )
 ) | {"policy.step_times"}
 """Only placement, which is the router's own source, makes arrays."""
