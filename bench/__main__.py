@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-NAMES = ("smoke", "engine", "ranks", "kv_transfer", "handoff", "router", "load", "gpu")
+NAMES = ("smoke", "engine", "ranks", "kv_transfer", "handoff", "router", "load", "planner", "gpu")
 _MODULES = {"load": "load_reference"}
 """Where it is not the name: bench.load is the load generator itself."""
 

@@ -43,7 +43,7 @@ MAX_NINE_STEADY_S = 20.0
 PUBLISHED_NINE_S = 63.0
 """CPU seconds of the published search for the same nine configurations."""
 
-LAYOUTS_MODEL, LAYOUTS_GPU = "llama-3.1-70b", "h100-sxm-80gb"
+LAYOUTS_MODEL, LAYOUTS_GPU = "llama-3.1-70b", "h100-80g-sxm"
 LAYOUTS_HOSTS, LAYOUTS_GPUS_PER_HOST = 4, 8
 LAYOUTS_SLO_S = (0.5, 0.05)
 LAYOUTS_THREADS = 2
