@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from cli.bench import bench
+from cli.plan import plan
+from cli.simulate import simulate
 from core.limits import MAX_LOGPROBS, MAX_PRIORITY
 from core.logs import LogFormat
 
@@ -283,3 +285,5 @@ def profile(  # noqa: PLR0913 - each is an option of the command line
 
 
 app.command()(bench)
+app.command()(plan)
+app.command()(simulate)

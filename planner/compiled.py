@@ -15,6 +15,9 @@ import numba
 from core.paths import user_cache_dir
 
 PACKAGES = ("policy.", "planner.")
+# numba's types leave out what is used here.
+njit: Any = numba.njit
+config: Any = numba.config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ def _compile(function: Callable[..., Any], done: dict[str, Any], recipe: Recipe)
     assert isinstance(function, FunctionType), "only plain functions can be compiled"
     name = f"{function.__module__}.{function.__qualname__}"
     if name in (instead := dict(recipe.instead)):
-        return numba.njit(instead[name])
+        return njit(instead[name])
     if name not in done:
         known = dict(function.__globals__)
         for used in _globals_of(function):
@@ -60,7 +63,7 @@ def _compile(function: Callable[..., Any], done: dict[str, Any], recipe: Recipe)
             if isinstance(value, FunctionType) and value.__module__.startswith(PACKAGES):
                 known[used] = _compile(value, done, recipe)
         copy = FunctionType(function.__code__, known, function.__name__, function.__defaults__)
-        done[name] = numba.njit(
+        done[name] = njit(
             error_model="numpy",
             nogil=True,
             _nrt=function.__module__ not in recipe.frugal,
@@ -75,11 +78,11 @@ def _globals_of(function: FunctionType) -> set[str]:
 
 
 def _kept(function: FunctionType, cache_dir: Path) -> Any:  # noqa: ANN401
-    folder, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache_dir)
+    folder, config.CACHE_DIR = config.CACHE_DIR, str(cache_dir)
     try:
-        return numba.njit(error_model="numpy", nogil=True, cache=True)(function)
+        return njit(error_model="numpy", nogil=True, cache=True)(function)
     finally:
-        numba.config.CACHE_DIR = folder
+        config.CACHE_DIR = folder
 
 
 def _cache_dir(modules: set[str], recipe: Recipe) -> Path:

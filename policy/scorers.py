@@ -33,14 +33,7 @@ def prefill_scores(
     """For the instance that reads the prompt."""
     if policy == SLO:
         return slo_prefill(model, links, weights, table, ask)
-    if policy == SHORTEST_QUEUE:
-        return table.num_prefilling.astype(np.float64)
-    pending = (table.num_pending_prompt_tokens + table.num_decoding).astype(np.float64)
-    if policy == PREFIX_AWARE:
-        return pending + ask.num_input_tokens - ask.hit_tokens
-    if policy in (JSQ, POWER_OF_TWO):
-        return pending
-    return np.zeros(len(table.role))
+    return prefill_load(policy, table, ask)
 
 
 def decode_scores(
@@ -49,14 +42,31 @@ def decode_scores(
     """For the instance that writes the answer."""
     if policy == SLO:
         return slo_decode(model, links, table, ask)
+    return decode_load(policy, table, ask)
+
+
+def prefill_load(policy: int, table: Table, ask: Ask) -> Floats:
+    """What policies other than `slo` look at; of a table of numbers, a number."""
+    if policy == SHORTEST_QUEUE:
+        return 0.0 + table.num_prefilling
+    pending: Floats = 0.0 + table.num_pending_prompt_tokens + table.num_decoding
+    if policy == PREFIX_AWARE:
+        return pending + ask.num_input_tokens - ask.hit_tokens
+    if policy in (JSQ, POWER_OF_TWO):
+        return pending
+    return 0.0 * pending
+
+
+def decode_load(policy: int, table: Table, ask: Ask) -> Floats:
+    """As `prefill_load`."""
     if policy == JSQ:
-        return (table.num_context_tokens + table.num_incoming * ask.num_tokens).astype(np.float64)
-    load = table.num_decoding + table.num_incoming + 0.999 * used_share(table)
+        return 0.0 + table.num_context_tokens + table.num_incoming * ask.num_tokens
+    load: Floats = table.num_decoding + table.num_incoming + 0.999 * used_share(table)
     if policy == PREFIX_AWARE:
         return load - ask.hit_tokens / max(ask.num_input_tokens, 1)
     if policy in (SHORTEST_QUEUE, POWER_OF_TWO):
         return load
-    return np.zeros(len(table.role))
+    return 0.0 * load
 
 
 def slo_prefill(

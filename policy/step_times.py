@@ -53,7 +53,8 @@ NEVER = 2**62
 
 def max_batch(times: StepTimes) -> int:
     """Most answers in one step that the tables know."""
-    return times.decode_base_ps.shape[0] - 1
+    num_rows: int = times.decode_base_ps.shape[0]
+    return num_rows - 1
 
 
 def curve_s(times: StepTimes, num_tokens: float) -> float:

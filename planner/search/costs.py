@@ -134,8 +134,8 @@ def decode_s(servers: Servers, work: Work, price: float) -> Floats:
     if _counts_as_prompt(servers.kind):
         per_gap_s, slope_s = min(per_gap_s, _joined_token_s(servers, work)), 0.0
     contexts = work.gaps * work.num_prompt_tokens + work.gaps * (work.gaps + 1) / 2
-    # Without a price no limit counts, the infinite ones neither.
-    limits_s = work.limit_s if price else np.zeros(len(work.gaps))
+    # Without a price no limit counts, nor has one that of one-token answers.
+    limits_s = np.where(work.gaps > 0, work.limit_s, 0.0) if price else np.zeros(len(work.gaps))
     return work.gaps * (per_gap_s - price * limits_s) + slope_s * contexts
 
 

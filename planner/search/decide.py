@@ -22,6 +22,8 @@ from policy.latency_source import Extent, extrapolations
 
 BELOW_BOUND = 0.9
 """Where an estimate is no less than a bound, a search begins at so much of it."""
+MAX_WIDENINGS = 3
+"""To either side of a goodput: by 5, 10 and 20 % at the usual precision."""
 MAX_TPOT_S = 1.0
 """Where answers do not end, a batch is as full as it can be."""
 
@@ -97,7 +99,11 @@ def _search(task: Task, cluster: Cluster, first_per_s: float) -> Search:
 
 
 def _found(task: Task, cluster: Cluster, search: Search) -> Found:
-    return find(lambda rate: judged_with(task.setting.joint, cluster, rate, task.spare), search)
+    return find(
+        lambda rate_per_s: judged_with(task.setting.joint, cluster, rate_per_s, task.spare),
+        search,
+        max_widenings=MAX_WIDENINGS,
+    )
 
 
 def _ranked(

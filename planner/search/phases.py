@@ -65,10 +65,11 @@ def decode_alone(kind: Kind, num: int = 1) -> Cluster:
         step_tokens=UNLIMITED,
         kv_bytes_per_token=kind.kv_bytes_per_token,
     )
-    decode = Instance(kind=1, role=Role.DECODE)
+    # Kinds are compared with the first one, which therefore has to take some time.
+    decode = Instance(kind=0, role=Role.DECODE)
     return Cluster(
-        kinds=(source, kind),
-        instances=(Instance(kind=0, role=Role.PREFILL), *(decode,) * num),
+        kinds=(kind, source),
+        instances=(Instance(kind=1, role=Role.PREFILL), *(decode,) * num),
         placement=PLACEMENT,
     )
 

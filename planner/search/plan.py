@@ -11,6 +11,7 @@ from core.member import Role
 from planner.search.candidates import Limits, mixed_pools, pools, units
 from planner.search.decide import Task, decided
 from planner.search.explain import reasons
+from planner.search.fleet import Fleet
 from planner.search.parallel import Progress, Workers, silent
 from planner.search.question import Affinity, Answer, Question
 from planner.search.results import ranking
@@ -43,13 +44,7 @@ def plan(question: Question, on_progress: Progress = silent) -> Answer:
     if problems := tuple(question.problems()):
         raise ConfigError(problems)
     simulate = Counted(question.simulate)
-    shared = setting(
-        question.fleet,
-        question.workload,
-        simulate,
-        sampling=question.sampling,
-        precision=question.precision,
-    )
+    shared = setting_of(replace(question, simulate=simulate))
     workers = Workers(num_threads=question.num_threads, on_progress=on_progress)
     screens = _screens(question, shared, workers)
     wanted = Wanted(goal=question.goal, rate_per_s=question.rate_per_s, max_gpus=question.most_gpus)
@@ -70,6 +65,17 @@ def plan(question: Question, on_progress: Progress = silent) -> Answer:
         reasons=tuple(reasons(every, ranked, colocated, question.rate_per_s)),
         num_runs=simulate.num_runs,
         num_requests=simulate.num_requests,
+    )
+
+
+def setting_of(question: Question) -> Setting:
+    """What `plan` works with; `sensitivities` asks for it, too."""
+    return setting(
+        question.fleet,
+        question.workload,
+        question.simulate,
+        sampling=question.sampling,
+        precision=question.precision,
     )
 
 
@@ -103,12 +109,17 @@ def _disaggregated(question: Question, screens: _Screens, wanted: Wanted) -> Seq
         listed: list[Listed] = []
         if Affinity.HIGH in question.affinity:
             listed += of_pairs(prefill, decode, asked)
-        if Affinity.LOW in question.affinity:
+        if Affinity.LOW in question.affinity and _is_far(question.fleet):
             listed += of_units(units(question.fleet, question.limits), prefill, decode, asked)
         short = shortlist(listed, question.fleet, asked, num=question.num_simulated, always=always)
         if short:
             return short
     return ()
+
+
+def _is_far(fleet: Fleet) -> bool:
+    """Only where KV moves faster within a host than between hosts need phases share one."""
+    return fleet.network.host_bytes_per_s < fleet.network.local_bytes_per_s
 
 
 def _mixed(question: Question, screens: _Screens, wanted: Wanted) -> Sequence[Listed]:

@@ -1,7 +1,7 @@
 """What happens without anybody's decision; one function deep in what it calls, and no deeper:
 machine code is made anew for all that a function calls, at each level."""
 
-from planner.sim.changes import change
+from planner.sim.changes import ask_again, change
 from planner.sim.end import end_pipeline, end_step
 from planner.sim.heap import cancel
 from planner.sim.mixed_pool import settle_pools
@@ -83,11 +83,14 @@ def _end_all(sim: Sim, at_ps: int) -> None:
 
 def _change_all(sim: Sim, at_ps: int) -> None:
     counters = sim.counters
+    any_lost = False
     while counters[NEXT_CHANGE] < len(sim.changes):
         if sim.changes[counters[NEXT_CHANGE], 0] > at_ps:
             break
-        change(sim, counters[NEXT_CHANGE], at_ps)
+        any_lost |= change(sim, counters[NEXT_CHANGE], at_ps)
         counters[NEXT_CHANGE] += 1
+    if any_lost:
+        ask_again(sim)
     while counters[NEXT_REQUEST] < len(sim.requests):
         if sim.requests[counters[NEXT_REQUEST]].arrival > at_ps:
             break

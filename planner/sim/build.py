@@ -38,7 +38,9 @@ MIXED_PENDING_TOKENS = 8192
 """Of the published simulator's mixed pool: a prompt queue is long from here on."""
 TYPICAL_TOKENS, TYPICAL_BATCH, TYPICAL_CONTEXT = 1024, 16, 16 * 512
 """Where kinds are compared with each other, for what the policy predicts of them."""
-NO_LIMIT = 2**62
+
+HIT_POLICIES = ("slo", "prefix_aware")
+"""They look at what each instance caches; so does admission."""
 
 
 def build(
@@ -74,13 +76,14 @@ def build(
         blocks=traffic.blocks,
         block_tokens=traffic.block_tokens,
         rules=_rules(cluster),
-        limits=_limits(slos, max_misses),
+        limits=_limits(slos, max_misses, int(traffic.request_class.max(initial=0)) + 1),
         changes=_changes(cluster, lanes),
         ready=np.zeros(2 * num + 1, dtype=np.int64),
         dirty=np.zeros(num_lanes + 1, dtype=np.int64),
         retry=np.zeros(num_lanes + 1, dtype=np.int64),
         counters=counters,
         hits=np.zeros(num_lanes, dtype=np.int64),
+        scores=np.zeros(num_lanes),
     )
 
 
@@ -189,9 +192,11 @@ def _rules(cluster: Cluster) -> Rules:
     in_pools = cluster.placement == MIXED_POOL
     kv_bytes = cluster.kinds[0].kv_bytes_per_token
     return Rules(
-        policy=0 if in_pools else POLICIES.index(cluster.placement),
+        # Where a token machine is lost, another one is chosen by its queue.
+        policy=POLICIES.index("jsq" if in_pools else cluster.placement),
         in_pools=in_pools,
         pairs_at_arrival=cluster.pairs_at_arrival or in_pools,
+        asks_for_hits=cluster.placement in HIT_POLICIES or cluster.max_ttft_s < np.inf,
         handoff_ps=round(network.handoff_s * PS_PER_S),
         is_shared=network.is_shared,
         layerwise_from=network.layerwise_from_tokens,
@@ -219,25 +224,28 @@ def _predicting(kind: Kind) -> LatencyModel:
     )
 
 
-def _limits(slos: Sequence[Slo], max_misses: int) -> Limits:
-    rows = slos or (Slo(),)
+def _limits(slos: Sequence[Slo], max_misses: int, num_classes: int) -> Limits:
+    rows = slos or (Slo(),) * num_classes
+    if len(rows) < num_classes:
+        raise ConfigError((f"{num_classes} classes of requests, limits for {len(rows)} of them",))
     return Limits(
-        ttft_ps=np.array([_limit_ps(slo.ttft_s) for slo in rows]),
-        tpot_ps=np.array([NO_LIMIT if s.tpot_s is None else s.tpot_s * PS_PER_S for s in rows]),
-        e2e_ps=np.array([_limit_ps(slo.e2e_s) for slo in rows]),
+        ttft_s=_limits_s([slo.ttft_s for slo in rows]),
+        tpot_s=_limits_s([slo.tpot_s for slo in rows]),
+        e2e_s=_limits_s([slo.e2e_s for slo in rows]),
         max_misses=max_misses,
     )
 
 
-def _limit_ps(limit_s: float | None) -> int:
-    return NO_LIMIT if limit_s is None else min(NO_LIMIT, int(limit_s * PS_PER_S))
+def _limits_s(limits_s: Sequence[float | None]) -> Floats:
+    return np.array([np.inf if limit is None else limit for limit in limits_s])
 
 
 def _changes(cluster: Cluster, lanes: Records) -> Ints:
     rows = []
     for each in cluster.changes:
         own = np.flatnonzero(lanes["instance"] == each.instance)
-        if each.role is not None and len(own) != 1:
+        kind = cluster.kinds[cluster.instances[each.instance].kind]
+        if each.role is not None and kind.times.num_stages > 1:
             raise ConfigError((f"instance {each.instance} is pipelined: its role cannot change",))
         at_ps = round(each.at_s * PS_PER_S)
         for lane in own:

@@ -1,24 +1,64 @@
 """Who could serve a request: counted, so that policies are asked only where there is a choice."""
 
 from planner.sim.heap import NONE
-from planner.sim.state import Sim
-from policy.table import DECODE_ROLE, MIXED_ROLE, PREFILL_ROLE, Phase
+from planner.sim.state import ANY_SERVES, Sim
+from policy.table import DECODE_ROLE, MIXED_ROLE, PREFILL_ROLE, Phase, Table
 
 
 def candidates(sim: Sim, r: int, phase: int) -> tuple[int, int]:
-    """How many serve a phase, and the first of them; of all where none does, as in `place`."""
-    request, table = sim.requests[r], sim.table
-    need = request.prompt + request.output - 1
-    own = PREFILL_ROLE if phase == Phase.PREFILL else DECODE_ROLE
-    num_able, first_able, num, first = 0, NONE, 0, NONE
+    """How many could serve a phase, 2 standing for more, and the first of them. Those of the phase
+    serve it; where there is none, as in `policy.placement`, all that are able."""
+    num_able, able, num, serving = 0, NONE, 0, NONE
     for i in range(len(sim.lanes)):
-        if not table.alive[i] or table.num_blocks[i] < need:
+        if not _is_able(sim, i, r):
             continue
         num_able += 1
-        first_able = i if num_able == 1 else first_able
-        if table.role[i] == own or table.role[i] == MIXED_ROLE:
+        able = i if num_able == 1 else able
+        if _serves(sim, i, phase):
             num += 1
-            first = i if num == 1 else first
+            serving = i if num == 1 else serving
             if num > 1:
-                break  # a choice: that is all that is asked
-    return (num, first) if num else (num_able, first_able)
+                break
+    sim.counters[ANY_SERVES] = num > 0
+    return (num, serving) if num else (num_able, able)
+
+
+def is_candidate(sim: Sim, i: int, r: int, phase: int) -> bool:
+    """Of those that `candidates` has just counted."""
+    return _is_able(sim, i, r) and (sim.counters[ANY_SERVES] == 0 or _serves(sim, i, phase))
+
+
+def _is_able(sim: Sim, i: int, r: int) -> bool:
+    """Alive, and large enough for the request alone."""
+    request = sim.requests[r]
+    need = request.prompt + request.output - 1
+    return bool(sim.table.alive[i] and sim.table.num_blocks[i] >= need)
+
+
+def _serves(sim: Sim, i: int, phase: int) -> bool:
+    """By its role: `policy.mixed_pool.takes`, of one row where nobody helps."""
+    own = PREFILL_ROLE if phase == Phase.PREFILL else DECODE_ROLE
+    return bool(sim.table.role[i] == own or sim.table.role[i] == MIXED_ROLE)
+
+
+def row_of(table: Table, i: int) -> Table:
+    """One instance as policies see it: numbers instead of columns."""
+    return Table(
+        table.role[i],
+        table.model[i],
+        table.fingerprint[i],
+        table.host[i],
+        table.alive[i],
+        table.draining[i],
+        table.helps[i],
+        table.num_prefilling[i],
+        table.num_pending_prompt_tokens[i],
+        table.num_incoming[i],
+        table.num_decoding[i],
+        table.num_context_tokens[i],
+        table.num_free_blocks[i],
+        table.num_blocks[i],
+        table.block_size[i],
+        table.prefill_scale[i],
+        table.decode_scale[i],
+    )

@@ -24,14 +24,15 @@ from planner.sim.state import (
     mark,
     remove,
 )
+from policy.table import MIXED_ROLE
 
 LOST, BACK = -1, -2
 AGAIN = -2
 """Start of a request that is to be placed anew in this moment."""
 
 
-def change(sim: Sim, n: int, at_ps: int) -> None:
-    """The n-th change of the schedule."""
+def change(sim: Sim, n: int, at_ps: int) -> bool:
+    """The n-th change of the schedule; whether requests have lost an instance by it."""
     i, what = sim.changes[n, 1], sim.changes[n, 2]
     if what == LOST:
         lose(sim, i, at_ps)
@@ -40,6 +41,9 @@ def change(sim: Sim, n: int, at_ps: int) -> None:
         mark(sim.dirty, sim.lanes, i, DIRTY)
     else:
         sim.table.role[i] = what
+        if sim.lanes[i].pool != MIXED_ROLE:
+            sim.lanes[i].pool = what
+    return bool(what == LOST)
 
 
 def lose(sim: Sim, i: int, at_ps: int) -> None:
@@ -55,6 +59,10 @@ def lose(sim: Sim, i: int, at_ps: int) -> None:
         if _is_hit(sim, r, i):
             _leave(sim, r, i, at_ps)
     _empty(sim, i, at_ps)
+
+
+def ask_again(sim: Sim) -> None:
+    """For all that have lost an instance in this moment, and only once for each."""
     for r in range(len(sim.requests)):
         request = sim.requests[r]
         again = request.state == FUTURE and request.start == AGAIN
@@ -80,6 +88,8 @@ def _note_emitted(sim: Sim, i: int, at_ps: int) -> None:
         request = sim.requests[key & ((1 << REQUEST_BITS) - 1)]
         left = (key >> REQUEST_BITS) - lane.steps_done - from_leap
         request.emitted = request.output - left
+        if request.emitted < 2:
+            request.second = NONE  # of the step that never ends
 
 
 def _ended_steps(sim: Sim, i: int, at_ps: int) -> int:
@@ -116,6 +126,8 @@ def _leave(sim: Sim, r: int, i: int, at_ps: int) -> None:
     if d != i and state in (LANDED, RUNNING):
         table.num_incoming[d] += state != RUNNING
         return  # its KV is where it is written
+    if d != i and d != NONE:
+        sim.lanes[d].pool_memory -= request.prompt + request.output
     request.state, request.start = FUTURE, AGAIN
     request.prefill_by = request.decode_by = NONE
     request.reserved = request.held = request.computed = request.hits = 0

@@ -18,6 +18,7 @@ from planner.sim.state import (
     mark,
     pop,
 )
+from policy.step_times import PS_PER_S
 
 
 def end_step(sim: Sim, i: int, at_ps: int) -> None:
@@ -101,6 +102,8 @@ def _end_prompt(sim: Sim, i: int, r: int, at_ps: int) -> None:
     request.held = 0
     if request.decode_by >= 0:
         sim.table.num_incoming[request.decode_by] -= 1
+        if request.decode_by != i:
+            sim.lanes[i].pool_memory -= request.prompt
     _finish(sim, r, at_ps)
     freed(sim, i, at_ps)
 
@@ -109,8 +112,10 @@ def _judge(sim: Sim, r: int) -> None:
     """Whether an answer that ended has kept its limits."""
     request, limits = sim.requests[r], sim.limits
     which = sim.classes[r]
-    late = request.first - request.arrival > limits.ttft_ps[which]
-    late |= request.last - request.arrival > limits.e2e_ps[which]
-    span = request.last - request.first
-    late |= span > limits.tpot_ps[which] * (request.output - 1)
+    # The very divisions of `Outcome.met`: the last bit decides alike.
+    late = (request.first - request.arrival) / PS_PER_S > limits.ttft_s[which]
+    late |= (request.last - request.arrival) / PS_PER_S > limits.e2e_s[which]
+    if request.output > 1:
+        span_s = (request.last - request.first) / PS_PER_S
+        late |= span_s / (request.output - 1) > limits.tpot_s[which]
     sim.counters[NUM_MISSES] += late

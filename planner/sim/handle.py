@@ -5,16 +5,21 @@ A tuple of sixty arrays would be copied, description by description, into every 
 
 from typing import Any
 
-from numba.core import cgutils, types
-from numba.core.imputils import impl_ret_borrowed, lower_getattr_generic
+from numba.core import cgutils as untyped_cgutils
+from numba.core import imputils as untyped_imputils
+from numba.core import types
 from numba.core.typing.templates import AttributeTemplate
 from numba.extending import infer_getattr, intrinsic, models, register_model
 
 from planner.sim.run import run
 from planner.sim.state import Sim
 
+# Parts of numba that have no types.
+cgutils: Any = untyped_cgutils
+imputils: Any = untyped_imputils
 
-class Handle(types.Type):  # type: ignore[misc]
+
+class Handle(types.Type):
     """numba's type of a pointer to a named tuple; its fields are read through it."""
 
     def __init__(self, columns: Any) -> None:  # noqa: ANN401 - as numba
@@ -23,25 +28,25 @@ class Handle(types.Type):  # type: ignore[misc]
 
 
 @register_model(Handle)
-class _HandleModel(models.PrimitiveModel):  # type: ignore[misc]
+class _HandleModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:  # noqa: ANN401
         pointer = manager.lookup(kind.columns).get_value_type().as_pointer()
-        super().__init__(manager, kind, pointer)
+        super().__init__(manager, kind, pointer)  # type: ignore[no-untyped-call]
 
 
 @infer_getattr
-class _HandleFields(AttributeTemplate):  # type: ignore[misc]
+class _HandleFields(AttributeTemplate):
     key = Handle
 
-    def generic_resolve(self, kind: Any, name: str) -> Any:  # noqa: ANN401
+    def generic_resolve(self, kind: Any, name: str) -> Any:  # type: ignore[override]  # noqa: ANN401
         return kind.columns.types[kind.columns.fields.index(name)]
 
 
-@lower_getattr_generic(Handle)
+@imputils.lower_getattr_generic(Handle)  # type: ignore[untyped-decorator]
 def _field(context: Any, builder: Any, kind: Any, value: Any, name: str) -> Any:  # noqa: ANN401
     place = kind.columns.fields.index(name)
     loaded = builder.load(cgutils.gep_inbounds(builder, value, 0, place))
-    return impl_ret_borrowed(context, builder, kind.columns.types[place], loaded)
+    return imputils.impl_ret_borrowed(context, builder, kind.columns.types[place], loaded)
 
 
 @intrinsic
@@ -56,4 +61,4 @@ def _handle(typing: Any, columns: Any) -> Any:  # noqa: ANN401
 
 def play(sim: Sim) -> None:
     """`run`, over a handle."""
-    run(_handle(sim))
+    run(_handle(sim))  # type: ignore[call-arg]  # numba gives the typing context

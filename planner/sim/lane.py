@@ -5,7 +5,7 @@ A step that runs is never changed; a leap of several may end early, at the end o
 
 from planner.sim.heap import cancel, schedule
 from planner.sim.leap import span_ps, steps_until
-from planner.sim.state import LAND, QUEUE, Sim, length, mark
+from planner.sim.state import LAND, QUEUE, WAIT, Sim, length, mark
 
 DIRTY, RETRY = 0, 1
 
@@ -60,7 +60,8 @@ def wake(sim: Sim, i: int, at_ps: int) -> None:
 
 def freed(sim: Sim, i: int, at_ps: int) -> None:
     """Memory has become free: for those who wait elsewhere, and for the lane's own prompts."""
-    mark(sim.retry, sim.lanes, i, RETRY)
+    if length(sim, i, WAIT):
+        mark(sim.retry, sim.lanes, i, RETRY)
     if not sim.lanes[i].busy:
         mark(sim.dirty, sim.lanes, i, DIRTY)
     elif length(sim, i, QUEUE):

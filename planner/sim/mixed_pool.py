@@ -14,25 +14,35 @@ ANY = -1
 
 
 def choose_in_pools(sim: Sim, r: int) -> None:
-    """Both machines of a request are chosen as it comes."""
+    """Both machines of a request are chosen as it comes; none where it fits nowhere."""
     request = sim.requests[r]
     p = _prompt_machine(sim, r, PREFILL_ROLE)
     p = p if p != NONE else _prompt_machine(sim, r, MIXED_ROLE)
     d = _token_machine(sim, r, DECODE_ROLE)
     d = d if d != NONE else _token_machine(sim, r, MIXED_ROLE)
     if p == NONE:
-        p = _take(sim, _least_pending(sim, DECODE_ROLE))
+        p = _take(sim, _least_pending(sim, r, DECODE_ROLE))
     if d == NONE:
-        d = _take(sim, _least_memory(sim, PREFILL_ROLE))
+        d = _take(sim, _least_memory(sim, r, PREFILL_ROLE))
     if p == NONE or d == NONE:
-        p = d = _least_pending(sim, ANY)
+        p = d = _least_pending(sim, r, ANY)
+    if p == NONE:
+        return
     request.prefill_by = p
     request.decode_by = d
     sim.table.num_incoming[d] += 1
-    if p != d:
-        sim.lanes[p].pool_memory += request.prompt
-    sim.lanes[d].pool_memory += request.prompt + request.output
     sim.lanes[p].pool_pending += request.prompt
+    sim.lanes[p].pool_memory += request.prompt
+    promise(sim, r, d)
+
+
+def promise(sim: Sim, r: int, d: int) -> None:
+    """A token machine's memory, until the answer has ended; the prompt's, while that lies
+    elsewhere, is the prompt machine's until it has moved."""
+    request = sim.requests[r]
+    sim.lanes[d].pool_memory += request.prompt + request.output
+    if d == request.prefill_by:
+        sim.lanes[d].pool_memory -= request.prompt
 
 
 def settle_pools(sim: Sim) -> None:
@@ -55,24 +65,26 @@ def _take(sim: Sim, i: int) -> int:
     return i
 
 
-def _is_in(sim: Sim, i: int, pool: int) -> bool:
-    return bool(sim.table.alive[i]) and (pool == ANY or sim.lanes[i].pool == pool)
+def _is_in(sim: Sim, r: int, i: int, pool: int) -> bool:
+    request, lane = sim.requests[r], sim.lanes[i]
+    fits = lane.capacity >= request.prompt + request.output - 1
+    return bool(sim.table.alive[i] and fits and (pool == ANY or lane.pool == pool))
 
 
-def _least_pending(sim: Sim, pool: int) -> int:
+def _least_pending(sim: Sim, r: int, pool: int) -> int:
     best = NONE
     for i in range(len(sim.lanes)):
-        if _is_in(sim, i, pool) and (
+        if _is_in(sim, r, i, pool) and (
             best == NONE or sim.lanes[i].pool_pending < sim.lanes[best].pool_pending
         ):
             best = i
     return best
 
 
-def _least_memory(sim: Sim, pool: int) -> int:
+def _least_memory(sim: Sim, r: int, pool: int) -> int:
     best = NONE
     for i in range(len(sim.lanes)):
-        if _is_in(sim, i, pool) and (
+        if _is_in(sim, r, i, pool) and (
             best == NONE or sim.lanes[i].pool_memory < sim.lanes[best].pool_memory
         ):
             best = i
@@ -80,7 +92,7 @@ def _least_memory(sim: Sim, pool: int) -> int:
 
 
 def _prompt_machine(sim: Sim, r: int, pool: int) -> int:
-    best = _least_pending(sim, pool)
+    best = _least_pending(sim, r, pool)
     if best == NONE:
         return NONE
     pending = sim.lanes[best].pool_pending + sim.requests[r].prompt
@@ -89,7 +101,7 @@ def _prompt_machine(sim: Sim, r: int, pool: int) -> int:
 
 
 def _token_machine(sim: Sim, r: int, pool: int) -> int:
-    best = _least_memory(sim, pool)
+    best = _least_memory(sim, r, pool)
     if best == NONE:
         return NONE
     request, lane = sim.requests[r], sim.lanes[best]

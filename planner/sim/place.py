@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from planner.sim.candidates import candidates
+from planner.sim.candidates import candidates, is_candidate, row_of
 from planner.sim.heap import NONE
 from planner.sim.lane import wake
-from planner.sim.mixed_pool import choose_in_pools
+from planner.sim.mixed_pool import choose_in_pools, promise
 from planner.sim.prefix import cached_tokens
 from planner.sim.state import (
     DRAW,
@@ -20,12 +20,11 @@ from planner.sim.state import (
 )
 from planner.sim.transfer import give_up, hand_off, refuse
 from policy.admission import forecast, refusal
-from policy.mixed_pool import takes
-from policy.scorers import decode_scores, pick, prefill_scores
+from policy.scorers import SLO, decode_load, pick, prefill_load, slo_decode, slo_prefill
 from policy.table import MIXED_ROLE, Ask, Bools, Links, Weights
 
 PREFILL, DECODE = 0, 1
-DRAW_BITS = (1 << 31) - 1
+DRAW_PRIME = (1 << 31) - 1
 
 
 def decide(sim: Sim, r: int, at_ps: int) -> None:
@@ -44,7 +43,9 @@ def _arrive(sim: Sim, r: int, at_ps: int) -> None:
     """Place a request, or refuse it: nobody is there, it fits nowhere, it would come too late."""
     request = sim.requests[r]
     request.start = NONE
-    if np.isfinite(sim.rules.max_ttft_s) and _too_late(sim, r):
+    # Whoever has had a first token, and lost the instance, has no time for one to keep.
+    is_new = request.first < 0
+    if is_new and np.isfinite(sim.rules.max_ttft_s) and _too_late(sim, r):
         refuse(sim, r)
         return
     p = NONE
@@ -83,6 +84,7 @@ def _choose_decode(sim: Sim, r: int) -> bool:
     d = _choose(sim, r, DECODE)
     if d != NONE:
         _set_decode(sim, r, d)
+        promise(sim, r, d)
     return d != NONE
 
 
@@ -98,39 +100,55 @@ def _choose(sim: Sim, r: int, phase: int) -> int:
     return _best(sim, r, phase) if num > 1 else row
 
 
+def _best(sim: Sim, r: int, phase: int) -> int:
+    """By the policy, of several."""
+    rules, counters = sim.rules, sim.counters
+    if rules.policy == SLO:
+        _predict(sim, r, phase)
+    for i in range(len(sim.lanes)):
+        if not is_candidate(sim, i, r, phase):
+            sim.scores[i] = np.inf
+        elif rules.policy != SLO:
+            sim.scores[i] = _load(sim, i, r, phase)
+    # Park and Miller's generator (CACM 36:7, 1993): low bits as random as high ones.
+    counters[DRAW] = counters[DRAW] * 48271 % DRAW_PRIME
+    counters[NUM_PICKS] += 1
+    return pick(sim.scores, rules.policy, counters[NUM_PICKS] - 1, counters[DRAW])
+
+
+def _load(sim: Sim, i: int, r: int, phase: int) -> float:
+    """A table of one row needs no arrays."""
+    rules, request = sim.rules, sim.requests[r]
+    hits = cached_tokens(sim, i, r) if rules.asks_for_hits else 0
+    size = request.prompt + request.emitted
+    ask = Ask(size, request.prompt + request.output, hits, request.prefill_by)
+    row = row_of(sim.table, i)
+    if phase == PREFILL:
+        return prefill_load(rules.policy, row, ask)
+    return decode_load(rules.policy, row, ask)
+
+
+def _predict(sim: Sim, r: int, phase: int) -> None:
+    """The `slo` policy looks from one instance at others: whole columns."""
+    rules = sim.rules
+    links = Links(rules.same_host_s_per_token, rules.other_host_s_per_token, 0.0)
+    ask = _ask(sim, r)
+    if phase == PREFILL:
+        weights = Weights(1.0, 1.0)
+        sim.scores[:] = slo_prefill(rules.model, links, weights, sim.policy_table, ask)
+    else:
+        sim.scores[:] = slo_decode(rules.model, links, sim.policy_table, ask)
+
+
 def _ask(sim: Sim, r: int) -> Ask:
     request = sim.requests[r]
-    num_lanes = len(sim.lanes)
-    if sim.caches.newer.shape[1] > 1:
-        for i in range(num_lanes):
-            sim.hits[i] = cached_tokens(sim, i, r)
+    for i in range(len(sim.lanes)):
+        sim.hits[i] = cached_tokens(sim, i, r)
     return Ask(
         request.prompt + request.emitted,
         request.prompt + request.output,
         sim.hits,
         request.prefill_by,
-    )
-
-
-def _best(sim: Sim, r: int, phase: int) -> int:
-    """By the policy, of several."""
-    rules, table = sim.rules, sim.policy_table
-    able = _able(sim, r)
-    serving = able & takes(table, phase)
-    chosen = serving if serving.any() else able
-    ask = _ask(sim, r)
-    links = Links(rules.same_host_s_per_token, rules.other_host_s_per_token, 0.0)
-    weights = Weights(1.0, 1.0)
-    if phase == PREFILL:
-        scores = prefill_scores(rules.policy, rules.model, links, weights, table, ask)
-    else:
-        scores = decode_scores(rules.policy, rules.model, links, weights, table, ask)
-    counters = sim.counters
-    # Numerical Recipes' generator (Press et al. 2007, 7.1): good enough to draw instances by.
-    counters[DRAW] = (counters[DRAW] * 1664525 + 1013904223) & DRAW_BITS
-    counters[NUM_PICKS] += 1
-    return pick(
-        np.where(chosen, scores, np.inf), rules.policy, counters[NUM_PICKS] - 1, counters[DRAW]
     )
 
 

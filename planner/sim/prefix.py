@@ -5,15 +5,17 @@ import numpy as np
 from planner.sim.state import ABSENT, Caches, Sim
 from policy.table import Ints
 
+NEWER, OLDER = 0, 1
+
 
 def caches(capacity: Ints, num_blocks: int) -> Caches:
     """Empty; `capacity` in blocks, by lane. Without any capacity there is nothing to remember."""
-    columns = num_blocks + 1 if capacity.any() else 1
-    newer = np.full((len(capacity), columns), ABSENT, dtype=np.int64)
-    older = newer.copy()
+    rows = num_blocks + 1 if capacity.any() else 1
+    # 32 bits, both neighbours side by side: of millions of blocks each costs a visit to memory.
+    neighbours = np.full((len(capacity), rows, 2), ABSENT, dtype=np.int32)
     # The end of a list is its own neighbour while it is empty.
-    newer[:, -1] = older[:, -1] = columns - 1
-    return Caches(newer, older, np.zeros(len(capacity), dtype=np.int64), capacity)
+    neighbours[:, -1] = rows - 1
+    return Caches(neighbours, np.zeros(len(capacity), dtype=np.int64), capacity)
 
 
 def cached_tokens(sim: Sim, i: int, r: int) -> int:
@@ -23,7 +25,7 @@ def cached_tokens(sim: Sim, i: int, r: int) -> int:
     if kept.capacity[i]:
         begin, num = sim.first_block[r], sim.first_block[r + 1] - sim.first_block[r]
         leading = 0
-        while leading < num and kept.newer[i, sim.blocks[begin + leading]] != ABSENT:
+        while leading < num and kept.neighbours[i, sim.blocks[begin + leading], NEWER] != ABSENT:
             leading += 1
         hits = max(hits, min(leading * sim.block_tokens, request.prompt))
     return hits
@@ -39,26 +41,27 @@ def keep(sim: Sim, i: int, r: int) -> None:
 
 def forget(kept: Caches, i: int) -> None:
     """All that a lane keeps."""
-    end = kept.newer.shape[1] - 1
+    end = kept.neighbours.shape[1] - 1
     while kept.num[i]:
-        _unlink(kept, i, kept.newer[i, end])
+        _unlink(kept, i, kept.neighbours[i, end, NEWER])
 
 
 def _touch(kept: Caches, i: int, block: int) -> None:
-    if kept.newer[i, block] != ABSENT:
+    of, end = kept.neighbours, kept.neighbours.shape[1] - 1
+    if of[i, block, NEWER] != ABSENT:
         _unlink(kept, i, block)
     elif kept.num[i] == kept.capacity[i]:
-        _unlink(kept, i, kept.newer[i, kept.newer.shape[1] - 1])
-    # `older` of the end is the newest block, `newer` of the end the oldest.
-    end = kept.newer.shape[1] - 1
-    newest = kept.older[i, end]
-    kept.newer[i, newest], kept.older[i, block] = block, newest
-    kept.newer[i, block], kept.older[i, end] = end, block
+        _unlink(kept, i, of[i, end, NEWER])
+    # The end's older neighbour is the newest block, its newer one the oldest.
+    newest = of[i, end, OLDER]
+    of[i, newest, NEWER], of[i, block, OLDER] = block, newest
+    of[i, block, NEWER], of[i, end, OLDER] = end, block
     kept.num[i] += 1
 
 
 def _unlink(kept: Caches, i: int, block: int) -> None:
-    newer, older = kept.newer[i, block], kept.older[i, block]
-    kept.older[i, newer], kept.newer[i, older] = older, newer
-    kept.newer[i, block] = kept.older[i, block] = ABSENT
+    of = kept.neighbours
+    newer, older = of[i, block, NEWER], of[i, block, OLDER]
+    of[i, newer, OLDER], of[i, older, NEWER] = older, newer
+    of[i, block, NEWER] = of[i, block, OLDER] = ABSENT
     kept.num[i] -= 1

@@ -10,6 +10,7 @@ from core.slo import Slo
 from planner.compiled import Recipe, compiled
 from planner.sim.build import build
 from planner.sim.handle import play
+from planner.sim.heap import NONE
 from planner.sim.leap import MAX_LEAP
 from planner.sim.outcome import Counters, Outcome
 from planner.sim.spec import UNLIMITED, Cluster
@@ -78,14 +79,19 @@ def simulate(
 
 def machine_code(cluster: Cluster) -> Any:  # noqa: ANN401 - as numba
     """The simulator, compiled at its first call and then kept on disk."""
+    return _compiled(recipe(cluster))
+
+
+def recipe(cluster: Cluster) -> Recipe:
+    """How the simulator is compiled for a cluster."""
     predicts = cluster.placement == "slo" or np.isfinite(cluster.max_ttft_s)
-    return _compiled(predicts)
+    instead = () if predicts else PREDICTING
+    return Recipe(frugal=FRUGAL, inlined=INLINED, instead=instead, keeps=True)
 
 
 @cache
-def _compiled(predicts: bool) -> Any:  # noqa: ANN401
-    instead = () if predicts else PREDICTING
-    return compiled(play, Recipe(frugal=FRUGAL, inlined=INLINED, instead=instead, keeps=True))
+def _compiled(how: Recipe) -> Any:  # noqa: ANN401
+    return compiled(play, how)
 
 
 def _outcome(sim: Sim, cluster: Cluster, traffic: Traffic) -> Outcome:
@@ -97,7 +103,8 @@ def _outcome(sim: Sim, cluster: Cluster, traffic: Traffic) -> Outcome:
         traffic=traffic,
         cluster=cluster,
         first_token_ps=requests["first"].copy(),
-        second_token_ps=requests["second"].copy(),
+        # Noted as its step begins; an early end may come before it.
+        second_token_ps=np.where(requests["second"] <= counters[NOW], requests["second"], NONE),
         last_token_ps=requests["last"].copy(),
         prefill_start_ps=requests["start"].copy(),
         handoff_ps=requests["handoff"].copy(),

@@ -21,7 +21,7 @@ from planner.sim.state import (
     length,
     pop,
     push,
-    push_front,
+    put_back,
     remove,
     times_of,
 )
@@ -48,10 +48,13 @@ def start(sim: Sim, i: int, at_ps: int) -> None:
             begun = _start_prompts(sim, i, at_ps, lane.num_running, False)
         if begun:
             return
-    elif length(sim, i, QUEUE) and rules.scheduling == JOINED:
+    elif (
+        length(sim, i, QUEUE)
+        and rules.scheduling == JOINED
         # Stood still often enough: answers are in this step, whatever its size.
-        if _start_prompts(sim, i, at_ps, lane.num_running, True):
-            return
+        and _start_prompts(sim, i, at_ps, lane.num_running, True)
+    ):
+        return
     if lane.num_running:
         _leap(sim, i, at_ps)
 
@@ -104,7 +107,8 @@ def _preempt(sim: Sim, i: int) -> None:
     request.emitted = request.output - (end - lane.steps_done)
     lane.context -= request.prompt + request.emitted - 1
     request.state, request.prefill_by, request.computed = QUEUED, i, 0
-    push_front(sim, i, QUEUE, r)
+    put_back(sim, i, r)
+    sim.lanes[i].pool_pending += request.prompt
     sim.table.num_prefilling[i] += 1
     sim.table.num_pending_prompt_tokens[i] += request.prompt + request.emitted
     sim.table.num_incoming[i] += 1

@@ -148,9 +148,9 @@ class Links(NamedTuple):
 class Caches(NamedTuple):
     """Per lane the prompt blocks it keeps, the longest unused one first to go."""
 
-    newer: Ints
-    """[lane, block]; ABSENT where it is not kept. The last column is the list's own end."""
-    older: Ints
+    neighbours: NDArray[np.int32]
+    """[lane, block, 0: newer, 1: older]; ABSENT where it is not kept. The last block is the list's
+    own end."""
     num: Ints
     capacity: Ints
     """Blocks."""
@@ -164,6 +164,8 @@ class Rules(NamedTuple):
     in_pools: bool
     """MIXED_POOL, whatever the policy."""
     pairs_at_arrival: bool
+    asks_for_hits: bool
+    """The policy looks at what each instance caches of a prompt."""
     handoff_ps: int
     is_shared: bool
     layerwise_from: int
@@ -178,9 +180,9 @@ class Rules(NamedTuple):
 class Limits(NamedTuple):
     """By class, for runs that end once too many have missed."""
 
-    ttft_ps: Ints
-    tpot_ps: Floats
-    e2e_ps: Ints
+    ttft_s: Floats
+    tpot_s: Floats
+    e2e_s: Floats
     max_misses: int
 
 
@@ -212,13 +214,16 @@ class Sim(NamedTuple):
     changes: Ints
     """[change]: moment, lane, role (NONE: lost), moment of return."""
     ready: Ints
-    """Requests that somebody has to decide on now; the last entry counts them."""
+    """Requests that somebody has to decide on now, each twice at most: its prompt is read, and its
+    instance is lost; the last entry counts them."""
     dirty: Ints
     """Lanes that may start a step; the last entry counts them."""
     retry: Ints
     """Lanes that may have room for those who wait; the last entry counts them."""
     counters: Ints
     hits: Ints
+    """By lane: scratch."""
+    scores: Floats
     """By lane: scratch."""
 
 
@@ -237,9 +242,10 @@ class Sim(NamedTuple):
     LEAPS_AT_MOST,
     NEXT_REQUEST,
     NEXT_CHANGE,
-) = range(14)
+    ANY_SERVES,
+) = range(15)
 """Places in `counters`."""
-NUM_COUNTERS = 14
+NUM_COUNTERS = 15
 ABSENT = -2
 REQUEST_BITS = 24
 
@@ -283,6 +289,16 @@ def push_front(sim: Sim, lane: int, which: int, request: int) -> None:
         lists.tail[number] = request
     lists.head[number] = request
     lists.num[number] += 1
+
+
+def put_back(sim: Sim, lane: int, request: int) -> None:
+    """First of those whose prompt is to be read, but behind one that is partly read: that one
+    keeps its memory until it is through."""
+    begun = length(sim, lane, QUEUE) > 0 and sim.requests[first(sim, lane, QUEUE)].computed > 0
+    ahead = pop(sim, lane, QUEUE) if begun else NONE
+    push_front(sim, lane, QUEUE, request)
+    if begun:
+        push_front(sim, lane, QUEUE, ahead)
 
 
 def pop(sim: Sim, lane: int, which: int) -> int:

@@ -10,8 +10,10 @@ from planner.sim.state import (
     LANDING,
     MOVING,
     NUM_MISSES,
+    NUM_PREEMPTIONS,
     NUM_TRANSFERS,
     PREFILLING,
+    QUEUED,
     REFUSED,
     TAIL,
     WAIT,
@@ -23,6 +25,7 @@ from planner.sim.state import (
     mark,
     pop,
     push,
+    put_back,
 )
 
 
@@ -31,8 +34,7 @@ def hand_off(sim: Sim, r: int, at_ps: int) -> None:
     request = sim.requests[r]
     p, d = request.prefill_by, request.decode_by
     if p == d:
-        request.reserved, request.held = request.held, 0
-        _land(sim, r, at_ps)
+        _stay(sim, r, at_ps)
     elif request.part == BODY:
         request.state = MOVING  # its last layer follows the others
         if request.left < 0:
@@ -41,6 +43,28 @@ def hand_off(sim: Sim, r: int, at_ps: int) -> None:
         request.state = WAITING
         push(sim, d, WAIT, r)
         mark(sim.retry, sim.lanes, d, RETRY)
+
+
+def _stay(sim: Sim, r: int, at_ps: int) -> None:
+    """Whoever has read the prompt writes the answer, too."""
+    request = sim.requests[r]
+    i = request.decode_by
+    # Chosen only now, it has not yet taken the memory of a whole answer.
+    more = request.prompt + request.output - 1 - request.held if sim.lanes[i].reserves else 0
+    if more > room(sim, i, at_ps):
+        hold(sim, i, -request.held)
+        request.held = request.computed = 0
+        request.state = QUEUED
+        put_back(sim, i, r)
+        sim.lanes[i].pool_pending += request.prompt
+        sim.table.num_prefilling[i] += 1
+        sim.table.num_pending_prompt_tokens[i] += request.prompt + request.emitted
+        sim.counters[NUM_PREEMPTIONS] += 1
+        freed(sim, i, at_ps)
+        return
+    hold(sim, i, more)
+    request.reserved, request.held = request.held + more, 0
+    _land(sim, r, at_ps)
 
 
 def refuse(sim: Sim, r: int) -> None:
@@ -54,6 +78,7 @@ def give_up(sim: Sim, r: int, at_ps: int) -> None:
     """Of a request whose answer nobody is left to write."""
     request = sim.requests[r]
     p = request.prefill_by
+    sim.lanes[p].pool_memory -= request.prompt
     hold(sim, p, -request.held)
     request.held = 0
     freed(sim, p, at_ps)
@@ -150,6 +175,7 @@ def _land(sim: Sim, r: int, at_ps: int) -> None:
     p, d = request.prefill_by, request.decode_by
     if p != d:
         request.handoff = at_ps
+        sim.lanes[p].pool_memory -= request.prompt
         hold(sim, p, -request.held)
         request.held = 0
         freed(sim, p, at_ps)
