@@ -150,7 +150,7 @@ def _nine(_: int) -> Measured:
     run = partial(units_goodput, trials, fleet, units, published_rates, Workers())
     own_s = _seconds(run)
     steady = Trials(
-        simulate=simulate, workload=work, judge=Joint(work.classes), sampling=Sampling()
+        simulate=simulate, workload=work, judge=Joint(classes=work.classes), sampling=Sampling()
     )
     rates = steady_rates(steady, 0.05)
     steady_s = _seconds(partial(units_goodput, steady, fleet, units, rates, Workers()))
