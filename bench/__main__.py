@@ -7,7 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-NAMES = ("smoke", "engine", "ranks", "kv_transfer", "handoff", "router", "load", "planner", "gpu")
+NAMES = (
+    *("smoke", "engine", "ranks", "kv_transfer", "handoff", "router", "load", "planner"),
+    *("planner_figures", "gpu"),
+)
 _MODULES = {"load": "load_reference"}
 """Where it is not the name: bench.load is the load generator itself."""
 

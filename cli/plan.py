@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cli import plan_options as o
-from cli.bench import progress_line
 from cli.errors import error_console
 from cli.planning import (
     Given,
@@ -18,6 +17,7 @@ from cli.planning import (
     ask_of,
     compile_once,
     ended_by_status,
+    milestones,
     out_console,
     word,
 )
@@ -177,7 +177,7 @@ def plan(  # noqa: PLR0913 - each is an option of the command line
         )
         _check_folders(shown)
         setup, question = _asked(given, searched)
-        with progress_line(console) as on_progress:
+        with milestones(console) as on_progress:
             planned = _planned(setup, question, shown, on_progress)
             written = _written(planned, shown, on_progress)
         _show(planned, shown, written)
@@ -310,18 +310,19 @@ def _written(planned: Planned, shown: Shown, on_progress: Callable[[str], None])
 
 def _plan_files(planned: Planned, winner: "Ranked", out: Path) -> list[str]:
     from planner.report.files import PlanFiles, commands, write_plan
-    from planner.report.load import load_of
+    from planner.report.load import checked_rate_per_s, load_of
 
     question, setup = planned.question, planned.setup
     files = PlanFiles(plan=out)
-    load = load_of(setup.workload, winner.verdict.rate_per_s, question.sampling.seed)
+    rate_per_s = checked_rate_per_s(question.rate_per_s, winner.found.low_per_s)
+    load = load_of(setup.workload, rate_per_s, question.sampling.seed)
     write_plan(files, setup, winner, load, question.simulate)
     serve, check = commands(files, setup, winner)
     return [
         f"plan: {files.plan}, settings: {files.config}",
         f"serve it:       {serve}",
         f"check it:       {check}",
-        f"forecast of it: {files.forecast}",
+        f"forecast of it: {files.forecast}, at {rate_per_s:.4g} requests/s",
     ]
 
 

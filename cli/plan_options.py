@@ -106,7 +106,7 @@ WorkloadOption = Annotated[
         "--workload",
         help="azure-conv, azure-code, sharegpt, humaneval, or a file: a trace (Azure CSV, "
         "Mooncake JSONL, our router's log, `baton bench --csv`) or CSV with "
-        "prompt_tokens,output_tokens.",
+        "prompt_tokens,output_tokens; or a .toml with several classes.",
         rich_help_panel=WORK,
     ),
 ]

@@ -1,5 +1,6 @@
 """What `baton plan` and `baton simulate` share: how they are asked, and how they end."""
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import typer
 from rich.console import Console
 
+from cli.bench import progress_line
 from core.errors import BatonError, ConfigError, NoProfile
 from core.slo import Slo
 
@@ -26,6 +28,8 @@ WIDTH = 140
 """Of tables where no terminal says how wide they may be."""
 STEP_TOKENS = 2048
 """Prompt tokens of a step, where neither the user nor a profile says."""
+
+COUNTED = re.compile(r"(?P<done>\d+) of (?P<all>\d+)$")
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -152,6 +156,19 @@ def out_console() -> Console:
     """Standard output, wide where nobody looks."""
     console = Console(highlight=False, markup=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=WIDTH)
+
+
+@contextmanager
+def milestones(console: Console) -> Iterator[Callable[[str], None]]:
+    """One line that changes; where that cannot be, only what has come to its end."""
+    with progress_line(console) as on_progress:
+        yield on_progress if console.is_terminal else lambda text: _if_done(text, on_progress)
+
+
+def _if_done(text: str, on_progress: Callable[[str], None]) -> None:
+    counted = COUNTED.search(text)
+    if counted is None or counted["done"] == counted["all"]:
+        on_progress(text)
 
 
 def compile_once(cluster: "Cluster", on_progress: Callable[[str], None]) -> None:

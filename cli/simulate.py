@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli import plan_options as o
-from cli.bench import progress_line
 from cli.errors import error_console
-from cli.planning import Given, ask_of, compile_once, ended_by_status, out_console
+from cli.planning import Given, ask_of, compile_once, ended_by_status, milestones, out_console
 
 if TYPE_CHECKING:
     from planner.ask.ask import Setup
@@ -128,7 +127,7 @@ def simulate(  # noqa: PLR0913 - each is an option of the command line
         )
         played = Played(rate=rate, num_requests=num_requests, num_runs=runs, seed=seed)
         setup, candidate, cluster = _asked(given, described, played)
-        with progress_line(console) as on_progress:
+        with milestones(console) as on_progress:
             compile_once(cluster, on_progress)
             found = _measured(setup, cluster, played, on_progress)
         _show(found, candidate, json_output=json_output)

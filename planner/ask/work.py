@@ -1,10 +1,12 @@
 """Which work is meant: requests of a file, of a preset, or of lengths that are given."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from core.errors import ConfigError
 from core.slo import Slo
 from planner.ask.gathered import Gathered
+from planner.ask.mix import load_mix
 from planner.workload.arrivals import Arrivals, Gaps, Pieces, parse_arrivals
 from planner.workload.classes import RequestClass
 from planner.workload.distributions import parse_lengths
@@ -21,7 +23,7 @@ class WorkAsk:
     """What the question says of requests."""
 
     workload: str = ""
-    """One of PRESETS, or a file."""
+    """One of PRESETS, a file, or a mix of classes in TOML (`planner.ask.mix`)."""
     prompt_tokens: str = ""
     output_tokens: str = ""
     """Both: lengths that have nothing to do with one another, instead of a workload."""
@@ -35,7 +37,7 @@ class WorkAsk:
 def workload_of(ask: WorkAsk) -> Workload:
     """Raises ConfigError with every problem."""
     gathered = Gathered()
-    if ask.slo == Slo():
+    if ask.slo == Slo() and not _is_mix(ask):
         gathered.add("--slo is needed: limits in seconds, for example ttft=0.5,tpot=0.05")
     arrivals = gathered.of(lambda: _arrivals(ask.arrivals))
     made = gathered.of(lambda: _made(ask, arrivals))
@@ -52,7 +54,17 @@ def _arrivals(text: str) -> Gaps | Pieces | None:
     return None if text == TRACE else parse_arrivals("--arrivals", text)
 
 
+def _is_mix(ask: WorkAsk) -> bool:
+    return ask.workload.endswith(".toml")
+
+
 def _made(ask: WorkAsk, arrivals: Gaps | Pieces | None) -> Workload:
+    if _is_mix(ask):
+        if arrivals is None:
+            raise ConfigError(("--arrivals trace: a mix of classes has no moments of its own",))
+        if ask.slo != Slo() or ask.cached_share or ask.prompt_tokens or ask.output_tokens:
+            raise ConfigError(("a mix says limits, lengths and shares of each class itself",))
+        return load_mix(Path(ask.workload), arrivals)
     given = [bool(ask.workload), bool(ask.prompt_tokens), bool(ask.output_tokens)]
     if given == [True, False, False]:
         made = _loaded(ask, arrivals)

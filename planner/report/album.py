@@ -9,7 +9,7 @@ from planner.search.question import Answer, Question
 from planner.search.results import Ranked
 from planner.sim.outcome import Outcome
 
-NUM_REQUESTS = 4000
+NUM_REQUESTS = 10_000
 """Of the run that tells how tight limits may be."""
 FORMATS = ("svg", "png")
 PNG_DPI = 120

@@ -64,9 +64,11 @@ def commands(files: PlanFiles, setup: Setup, ranked: Ranked) -> list[str]:
     """Start the plan, and check its forecast."""
     model = [] if setup.model.folder else ["--model", "FOLDER"]
     serve = ["baton", "serve", "--plan", str(files.plan), "--config", str(files.config)]
+    classes = setup.workload.classes
     bench = [
         *("baton", "bench", "--url", "http://127.0.0.1:8000/v1", "--trace", str(files.load)),
-        *("--slo", slo_text(setup.workload.classes[0].slo)),
+        # Of several classes the load does not say which request is of which.
+        *(("--slo", slo_text(classes[0].slo)) if len(classes) == 1 else ()),
         *("--gpus", str(ranked.candidate.num_gpus)),
     ]
     return [shlex.join([*serve, *model, "--http-port", "8000"]), shlex.join(bench)]

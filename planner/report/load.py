@@ -18,6 +18,8 @@ from policy.step_times import PS_PER_S
 SPAN_S = 300.0
 """Of a load: what one waits for a check."""
 LEAST_REQUESTS, MOST_REQUESTS = 200, 20_000
+EDGE_SHARE = 0.9
+"""Of a goodput: at the goodput itself the luck of five minutes decides, not the plan."""
 DIGITS = 6
 """Microseconds: finer than any client keeps to."""
 WHOLE_RUN = Window(warm_up=0.0, cool_down=0.0)
@@ -45,6 +47,11 @@ class Load:
             writer.writerow(("arrival_s", "prompt_tokens", "output_tokens"))
             for at_s, prompt, output in zip(*columns, strict=True):
                 writer.writerow((f"{at_s:.{DIGITS}f}", int(prompt), int(output)))
+
+
+def checked_rate_per_s(asked_per_s: float | None, goodput_per_s: float) -> float:
+    """That a check is made at: what was asked for, or close to the most."""
+    return EDGE_SHARE * goodput_per_s if asked_per_s is None else asked_per_s
 
 
 def load_of(workload: Workload, rate_per_s: float, seed: int, span_s: float = SPAN_S) -> Load:

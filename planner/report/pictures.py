@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from core.slo import Slo
 from planner.report.pareto import Point, front
 from planner.search.results import Found, Ranked
-from planner.search.steady import Judgement
+from planner.search.steady import Judgement, Window
 from planner.search.verdicts import scales
 from planner.sim.outcome import Outcome
 from policy.table import Floats
@@ -69,8 +69,9 @@ def scale_figure(
 
 
 def attained_at(outcome: Outcome, slos: Sequence[Slo], times: Floats) -> Floats:
-    """Share of all requests that keep limits so many times as large."""
-    worst = np.sort(np.max(list(scales(outcome, slos).values()), axis=0))
+    """Share of the counted requests that keep limits so many times as large."""
+    begin, end = Window().bounds(len(outcome.first_token_ps))
+    worst = np.sort(np.max(list(scales(outcome, slos).values()), axis=0)[begin:end])
     return np.searchsorted(worst, times, side="right") / len(worst)
 
 
@@ -80,7 +81,9 @@ def front_figure(ranked: Sequence[Ranked], winner: Ranked | None) -> Figure:
     panels = ((axes[0], "USD per hour", _usd), (axes[1], "provisioned watts", _watts))
     for ax, label, cost in panels:
         _front(ax, ranked, winner, cost)
-        ax.set(xlabel=label, ylabel="goodput (requests/s)", xlim=(0, None), ylim=(0, None))
+        most = 1.1 * max((cost(each) for each in ranked), default=1.0) or 1.0
+        best = 1.1 * max((each.found.low_per_s for each in ranked), default=1.0) or 1.0
+        ax.set(xlabel=label, ylabel="goodput (requests/s)", xlim=(0, most), ylim=(0, best))
     _legend(axes[1])
     return figure
 

@@ -85,7 +85,9 @@ def _figures(place: str, verdict: Verdict) -> tuple[str, ...]:
 
 
 def _segments(num_segments: int) -> str:
-    return f"\non shared hosts, {num_segments} segments" if num_segments else ""
+    if not num_segments:
+        return ""
+    return "\non shared hosts" + (f", in {num_segments} segments" if num_segments > 1 else "")
 
 
 def sensitivity_table(found: Sequence[Sensitivity], verdict: Verdict) -> Table:
@@ -99,7 +101,7 @@ def sensitivity_table(found: Sequence[Sensitivity], verdict: Verdict) -> Table:
             each.name,
             share(each.judgement.worst.share),
             f"{100 * each.attainment_change:+.1f}",
-            f"{100 * each.goodput_change:+.0f} %",
+            f"{100 * each.goodput_change:+.0f} %" if each.goodput_change else "",
             "yes" if each.judgement.attains else "no",
         )
     return table

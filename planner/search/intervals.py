@@ -68,7 +68,8 @@ def t_95(dof: int) -> float:
     z = 1.959964
     first = (z**3 + z) / (4 * dof)
     second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2)
-    return z + first + second
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * dof**3)
+    return z + first + second + third
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -88,11 +89,12 @@ def share_interval(num_hits: Sequence[int], num_all: Sequence[int]) -> Interval:
     """
     pooled = share(sum(num_hits), sum(num_all))
     if len(num_hits) < 2:
-        return Interval(value=pooled.value, low=pooled.low, high=pooled.high)
+        return _around(pooled.value, pooled.low, pooled.high)
     shares = [hits / num if num else 1.0 for hits, num in zip(num_hits, num_all, strict=True)]
     runs = mean_interval(shares)
-    return Interval(
-        value=pooled.value,
-        low=max(0.0, min(pooled.low, runs.low)),
-        high=min(1.0, max(pooled.high, runs.high)),
-    )
+    return _around(pooled.value, min(pooled.low, runs.low), max(pooled.high, runs.high))
+
+
+def _around(value: float, low: float, high: float) -> Interval:
+    """Within 0 to 1, and around the value: rounding may put the bound of 1 just below it."""
+    return Interval(value=value, low=min(value, max(0.0, low)), high=max(value, min(1.0, high)))

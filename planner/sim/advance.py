@@ -5,7 +5,7 @@ from planner.sim.changes import ask_again, change
 from planner.sim.end import end_pipeline, end_step
 from planner.sim.heap import cancel
 from planner.sim.mixed_pool import settle_pools
-from planner.sim.start import start
+from planner.sim.start import settle, start
 from planner.sim.state import (
     NEXT_CHANGE,
     NEXT_REQUEST,
@@ -37,11 +37,13 @@ def advance(sim: Sim) -> bool:
 
 def go_on(sim: Sim, at_ps: int) -> None:
     """Once all are placed."""
-    while sim.retry[-1]:
-        sim.retry[-1] -= 1
-        lane = sim.retry[sim.retry[-1]]
-        sim.lanes[lane].retry = 0
-        retry(sim, lane, at_ps)
+    _let_in(sim, at_ps)
+    while True:
+        for n in range(sim.dirty[-1]):
+            settle(sim, sim.dirty[n], at_ps)
+        if sim.retry[-1] == 0:
+            break
+        _let_in(sim, at_ps)
     due = sim.due
     if due.num[0] and due.at_ps[due.slots[0]] == at_ps:
         return  # a leap that was cut short ends now
@@ -52,6 +54,15 @@ def go_on(sim: Sim, at_ps: int) -> None:
         start(sim, lane, at_ps)
     if sim.rules.in_pools:
         settle_pools(sim)
+
+
+def _let_in(sim: Sim, at_ps: int) -> None:
+    """Those that wait for room where some has become free."""
+    while sim.retry[-1]:
+        sim.retry[-1] -= 1
+        lane = sim.retry[sim.retry[-1]]
+        sim.lanes[lane].retry = 0
+        retry(sim, lane, at_ps)
 
 
 def _next_moment(sim: Sim) -> int:

@@ -1,7 +1,7 @@
 """Instances that are lost, come back, or take another role."""
 
 from planner.sim.heap import NONE
-from planner.sim.lane import DIRTY, freed, hold, report, stop
+from planner.sim.lane import DIRTY, count_steps, freed, hold, report, stop
 from planner.sim.leap import span_ps, steps_until
 from planner.sim.links import unsend
 from planner.sim.prefix import forget
@@ -53,7 +53,7 @@ def lose(sim: Sim, i: int, at_ps: int) -> None:
         return
     sim.table.alive[i] = False
     _note_emitted(sim, i, at_ps)
-    stop(sim, i)
+    stop(sim, i, at_ps)
     # First all leave, then all are placed: nobody is placed by the books of one that is gone.
     for r in range(len(sim.requests)):
         if _is_hit(sim, r, i):
@@ -83,6 +83,7 @@ def _note_emitted(sim: Sim, i: int, at_ps: int) -> None:
     lane = sim.lanes[i]
     if lane.busy and lane.steps and not lane.has_prompts:
         from_leap = _ended_steps(sim, i, at_ps)
+        count_steps(sim, from_leap)
     for place in range(lane.num_running):
         key = sim.members[i, place]
         request = sim.requests[key & ((1 << REQUEST_BITS) - 1)]

@@ -1,15 +1,12 @@
 """What has come of a step: answers that grew or ended, prompts that are read."""
 
 from planner.sim.heap import drop_key, schedule
-from planner.sim.lane import DIRTY, freed, hold, report
+from planner.sim.lane import DIRTY, count_steps, freed, hold, report
 from planner.sim.prefix import keep
 from planner.sim.state import (
     DONE,
     FLIGHT,
-    NUM_LEAPS,
-    NUM_LEAPT,
     NUM_MISSES,
-    NUM_SINGLE,
     REQUEST_BITS,
     Sim,
     ask_for,
@@ -33,11 +30,7 @@ def end_step(sim: Sim, i: int, at_ps: int) -> None:
                 _end_prompt(sim, i, pop(sim, i, FLIGHT), at_ps)
     else:
         lane.busy_decode += at_ps - lane.began
-        if lane.steps > 1:
-            sim.counters[NUM_LEAPS] += 1
-            sim.counters[NUM_LEAPT] += lane.steps
-        else:
-            sim.counters[NUM_SINGLE] += 1
+        count_steps(sim, lane.steps)
     if lane.steps:
         _advance(sim, i, at_ps)
     mark(sim.dirty, sim.lanes, i, DIRTY)

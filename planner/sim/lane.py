@@ -5,7 +5,7 @@ A step that runs is never changed; a leap of several may end early, at the end o
 
 from planner.sim.heap import cancel, schedule
 from planner.sim.leap import span_ps, steps_until
-from planner.sim.state import LAND, QUEUE, WAIT, Sim, length, mark
+from planner.sim.state import LAND, NUM_LEAPS, NUM_LEAPT, NUM_SINGLE, QUEUE, WAIT, Sim, length, mark
 
 DIRTY, RETRY = 0, 1
 
@@ -89,14 +89,27 @@ def hold(sim: Sim, i: int, num_tokens: int) -> None:
     report_memory(sim, i)
 
 
+def count_steps(sim: Sim, num_steps: int) -> None:
+    """Of answers alone, done in one go."""
+    if num_steps > 1:
+        sim.counters[NUM_LEAPS] += 1
+        sim.counters[NUM_LEAPT] += num_steps
+    else:
+        sim.counters[NUM_SINGLE] += num_steps
+
+
 def has_landed(sim: Sim, i: int) -> bool:
     """Whether somebody joins the next step."""
     return length(sim, i, LAND) > 0
 
 
-def stop(sim: Sim, i: int) -> None:
+def stop(sim: Sim, i: int, at_ps: int) -> None:
     """Whatever runs is lost."""
     lane = sim.lanes[i]
+    if lane.busy and lane.has_prompts:
+        lane.busy_prefill += at_ps - lane.began
+    elif lane.busy:
+        lane.busy_decode += at_ps - lane.began
     lane.busy, lane.steps, lane.has_prompts = 0, 0, 0
     cancel(sim.due, i)
     cancel(sim.due, len(sim.lanes) + i)

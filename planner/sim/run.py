@@ -3,8 +3,9 @@
 1. Steps end, by lane; transfers end, by request.
 2. Instances are lost, come back, change their role; requests arrive.
 3. Those whose prompt is read, those who lost their instance and those who came are placed.
-4. Those that wait for room get it, first come first served.
-5. Lanes that have nothing to do begin their next step, by lane.
+4. Those that wait for room get it, first come first served; lanes that have nothing to do take
+   answers in and put others off, until nobody waits for what that frees.
+5. They begin their next step, by lane.
 """
 
 from planner.sim.advance import advance, go_on

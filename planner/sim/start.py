@@ -1,7 +1,7 @@
 """What a lane does next: who joins, which prompts are read, how many steps it leaps."""
 
 from planner.sim.heap import drop_key, push_key, schedule
-from planner.sim.lane import has_landed, hold, report, room
+from planner.sim.lane import freed, has_landed, hold, report, room
 from planner.sim.leap import MAX_LEAP, span_ps
 from planner.sim.prefix import cached_tokens
 from planner.sim.state import (
@@ -32,15 +32,25 @@ CHUNKED = 2
 JOINED = 1
 
 
+def settle(sim: Sim, i: int, at_ps: int) -> None:
+    """Before a lane's next step: who joins the batch, and who is put off."""
+    if sim.lanes[i].busy or not sim.table.alive[i]:
+        return
+    if has_landed(sim, i):
+        _join(sim, i)
+    while _make_room(sim, i):
+        # Others may have waited for the place in the batch, or for the memory.
+        freed(sim, i, at_ps)
+        if has_landed(sim, i):
+            _join(sim, i)
+
+
 def start(sim: Sim, i: int, at_ps: int) -> None:
     """Begin a step or a leap, if there is anything to do."""
     lane = sim.lanes[i]
     if lane.busy or not sim.table.alive[i]:
         return
-    if has_landed(sim, i):
-        _join(sim, i)
     rules = sim.kinds.rules[lane.kind]
-    _make_room(sim, i)
     if length(sim, i, QUEUE) and not (lane.num_running and lane.pauses >= rules.max_pauses):
         if rules.scheduling == CHUNKED:
             begun = _start_chunks(sim, i, at_ps)
@@ -82,13 +92,16 @@ def _join(sim: Sim, i: int) -> None:
         report(sim, i)
 
 
-def _make_room(sim: Sim, i: int) -> None:
-    """Put off the latest answers until each of the others can grow by a token."""
+def _make_room(sim: Sim, i: int) -> bool:
+    """Put off the latest answers until each of the others can grow by a token; whether any was."""
     lane = sim.lanes[i]
+    any_put_off = False
     while lane.num_running and not lane.reserves:
         if lane.held + lane.context + lane.num_running <= lane.capacity:
-            return
+            break
         _preempt(sim, i)
+        any_put_off = True
+    return any_put_off
 
 
 def _preempt(sim: Sim, i: int) -> None:
@@ -152,7 +165,8 @@ def _start_prompts(sim: Sim, i: int, at_ps: int, answers: int, forced: bool) -> 
         pairs += fresh * hits + fresh * (fresh + 1) // 2
     if num == 0:
         return False
-    joins = rules.scheduling == JOINED and answers > 0
+    # Answers cannot join prompts that pass a pipeline.
+    joins = rules.scheduling == JOINED and answers > 0 and lane.stages == 1
     joins = joins and (forced or tokens + answers <= rules.step_tokens)
     if joins:
         lane.pauses = 0
@@ -207,7 +221,7 @@ def _pipeline(sim: Sim, i: int, at_ps: int, num: int, tokens: int, pairs: int) -
     sim.counters[NUM_SINGLE] += 1
     schedule(sim.due, i, sim.stage_free[i, 0])
     r, left = first(sim, i, FLIGHT), length(sim, i, FLIGHT)
-    if left == num:
+    if left == num > 0:
         schedule(sim.due, len(sim.lanes) + i, end_ps)
     while left > 0:
         if left <= num:
@@ -237,7 +251,7 @@ def _start_chunks(sim: Sim, i: int, at_ps: int) -> bool:
     budget = rules.step_tokens - lane.num_running
     free = room(sim, i, at_ps)
     seats = lane.max_batch - lane.num_running - length(sim, i, LAND)
-    num, tokens, pairs = 0, 0, 0
+    num, num_read, tokens, pairs = 0, 0, 0, 0
     while length(sim, i, QUEUE) and tokens < budget and num < rules.max_prompts:
         r = first(sim, i, QUEUE)
         request = sim.requests[r]
@@ -264,9 +278,14 @@ def _start_chunks(sim: Sim, i: int, at_ps: int) -> bool:
         pop(sim, i, QUEUE)
         request.state = PREFILLING
         push(sim, i, FLIGHT, r)
+        num_read += 1
     if tokens == 0:
         return False
-    _run_prompts(sim, i, at_ps, tokens, pairs, lane.num_running > 0)
+    if lane.stages > 1:
+        lane.pauses += lane.num_running > 0
+        _pipeline(sim, i, at_ps, num_read, tokens, pairs)
+    else:
+        _run_prompts(sim, i, at_ps, tokens, pairs, lane.num_running > 0)
     return True
 
 

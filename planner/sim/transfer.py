@@ -108,10 +108,10 @@ def start_body(sim: Sim, r: int, at_ps: int, end_ps: int) -> None:
     tokens = request.prompt + request.emitted
     if tokens < sim.rules.layerwise_from or request.emitted + 1 >= request.output:
         return
-    if length(sim, d, WAIT) or not _reserve(sim, d, r, at_ps):
+    num_bytes = tokens * sim.kinds.rules[sim.lanes[p].kind].kv_bytes * (layers - 1) / layers
+    if num_bytes == 0 or length(sim, d, WAIT) or not _reserve(sim, d, r, at_ps):
         return
     request.part = BODY
-    num_bytes = tokens * sim.kinds.rules[sim.lanes[p].kind].kv_bytes * (layers - 1) / layers
     request.most = num_bytes / (end_ps - at_ps)
     send(sim, r, num_bytes, at_ps)
 

@@ -49,7 +49,7 @@ class Reference:
             asking += [each for each in self.requests if each.arrival == self.now]
             for each in asking:
                 self._decide(each)
-            while sum(self._let_in(lane) for lane in self.lanes):
+            while sum(self._let_in(lane) + self._settle(lane) for lane in self.lanes):
                 pass
             for lane in self.lanes:
                 self._start(lane)
@@ -198,9 +198,6 @@ class Reference:
     def _start(self, lane: Lane) -> None:
         if lane.step_end is not None:
             return
-        self._join(lane)
-        while lane.running and not lane.kind.reserves_output and lane.grown_memory > lane.capacity:
-            self._put_off(lane)
         has_waited = bool(lane.running) and lane.pauses >= lane.kind.max_pauses
         is_joined = lane.kind.scheduling is Scheduling.JOINED
         if lane.queue and (is_joined or not has_waited):
@@ -216,6 +213,19 @@ class Reference:
     def _begin(self, lane: Lane, end: int, *, with_answers: bool, with_prompts: bool) -> None:
         lane.began, lane.step_end = self.now, end
         lane.with_answers, lane.with_prompts = with_answers, with_prompts
+
+    def _settle(self, lane: Lane) -> bool:
+        """Who joins the next step and who is put off; whether anybody was."""
+        if lane.step_end is not None:
+            return False
+        self._join(lane)
+        has_room = lane.kind.reserves_output or lane.grown_memory <= lane.capacity
+        if has_room or not lane.running:
+            return False
+        self._put_off(lane)
+        while lane.running and lane.grown_memory > lane.capacity:
+            self._put_off(lane)
+        return True
 
     def _join(self, lane: Lane) -> None:
         while lane.landed and len(lane.running) < lane.kind.max_batch:
@@ -250,7 +260,7 @@ class Reference:
         if not batch:
             return False
         answers = len(lane.running)
-        joins = lane.kind.scheduling is Scheduling.JOINED and answers > 0
+        joins = lane.kind.scheduling is Scheduling.JOINED and answers > 0 and lane.stages == 1
         joins = joins and (has_waited or tokens + answers <= lane.kind.step_tokens)
         if answers:
             lane.pauses = 0 if joins else lane.pauses + 1
@@ -276,7 +286,9 @@ class Reference:
             if request.computed == request.prompt + request.emitted:
                 batch.append(lane.queue.pop(0))
         if tokens:
-            self._read(lane, batch, (tokens, pairs), bool(lane.running))
+            joins = bool(lane.running) and lane.stages == 1
+            lane.pauses += bool(lane.running) and not joins
+            self._read(lane, batch, (tokens, pairs), joins)
         return tokens > 0
 
     def _admit(self, lane: Lane, request: Request, batch: list[Request]) -> bool:
