@@ -47,26 +47,28 @@ def decode_scores(
 
 def prefill_load(policy: int, table: Table, ask: Ask) -> Floats:
     """What policies other than `slo` look at; of a table of numbers, a number."""
+    none = 0.0 * table.prefill_scale
     if policy == SHORTEST_QUEUE:
-        return 0.0 + table.num_prefilling
-    pending: Floats = 0.0 + table.num_pending_prompt_tokens + table.num_decoding
+        return none + table.num_prefilling
+    pending = none + table.num_pending_prompt_tokens + table.num_decoding
     if policy == PREFIX_AWARE:
         return pending + ask.num_input_tokens - ask.hit_tokens
     if policy in (JSQ, POWER_OF_TWO):
         return pending
-    return 0.0 * pending
+    return none
 
 
 def decode_load(policy: int, table: Table, ask: Ask) -> Floats:
     """As `prefill_load`."""
+    none = 0.0 * table.decode_scale
     if policy == JSQ:
-        return 0.0 + table.num_context_tokens + table.num_incoming * ask.num_tokens
+        return none + table.num_context_tokens + table.num_incoming * ask.num_tokens
     load: Floats = table.num_decoding + table.num_incoming + 0.999 * used_share(table)
     if policy == PREFIX_AWARE:
         return load - ask.hit_tokens / max(ask.num_input_tokens, 1)
     if policy in (SHORTEST_QUEUE, POWER_OF_TWO):
         return load
-    return 0.0 * load
+    return none
 
 
 def slo_prefill(

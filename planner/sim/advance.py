@@ -4,8 +4,9 @@ machine code is made anew for all that a function calls, at each level."""
 from planner.sim.changes import ask_again, change
 from planner.sim.end import end_pipeline, end_step
 from planner.sim.heap import cancel
-from planner.sim.mixed_pool import settle_pools
-from planner.sim.start import settle, start
+from planner.sim.mixed_pool import settle_pool
+from planner.sim.splitwise import start_selected
+from planner.sim.start import SPLITWISE, settle, start
 from planner.sim.state import (
     NEXT_CHANGE,
     NEXT_REQUEST,
@@ -51,9 +52,12 @@ def go_on(sim: Sim, at_ps: int) -> None:
         sim.dirty[-1] -= 1
         lane = sim.dirty[sim.dirty[-1]]
         sim.lanes[lane].dirty = 0
-        start(sim, lane, at_ps)
-    if sim.rules.in_pools:
-        settle_pools(sim)
+        if sim.kinds.rules[sim.lanes[lane].kind].scheduling == SPLITWISE:
+            start_selected(sim, lane, at_ps)
+        else:
+            start(sim, lane, at_ps)
+        if sim.rules.in_pools:
+            settle_pool(sim, lane)
 
 
 def _let_in(sim: Sim, at_ps: int) -> None:

@@ -12,16 +12,18 @@ from planner.sim.changes import BACK, LOST
 from planner.sim.heap import NONE, events
 from planner.sim.links import links
 from planner.sim.prefix import caches
-from planner.sim.spec import MIXED_POOL, Cluster, Kind
+from planner.sim.spec import MIXED_POOL, Cluster, Kind, Scheduling
 from planner.sim.state import (
     DRAW,
     FUTURE,
+    IN_TWO,
     KIND,
     LANE,
     LEAPS_AT_MOST,
     NUM_COUNTERS,
     NUM_LISTS,
     REQUEST,
+    WHOLE_ANSWERS,
     Kinds,
     Limits,
     Lists,
@@ -118,9 +120,15 @@ def _lanes(cluster: Cluster) -> Records:
         row["instance"], row["kind"], row["host"] = number, each.kind, each.host
         row["stages"] = kind.times.num_stages if each.role is Role.PREFILL else 1
         row["capacity"], row["max_batch"] = kind.capacity_tokens // num, kind.max_batch
-        row["reserves"], row["pool"] = kind.reserves_output, ROLE_CODES[each.role]
+        row["reserves"], row["pool"] = _reserves(kind), ROLE_CODES[each.role]
         rows.extend([row] * num)
     return np.concatenate(rows)
+
+
+def _reserves(kind: Kind) -> int:
+    if not kind.reserves_output:
+        return 0
+    return IN_TWO if kind.scheduling is Scheduling.SPLITWISE else WHOLE_ANSWERS
 
 
 def _kinds(kinds: Sequence[Kind]) -> Kinds:
@@ -198,6 +206,7 @@ def _rules(cluster: Cluster) -> Rules:
         pairs_at_arrival=cluster.pairs_at_arrival or in_pools,
         asks_for_hits=cluster.placement in HIT_POLICIES or cluster.max_ttft_s < np.inf,
         handoff_ps=round(network.handoff_s * PS_PER_S),
+        retry_ps=round(network.retry_s * PS_PER_S),
         is_shared=network.is_shared,
         layerwise_from=network.layerwise_from_tokens,
         max_ttft_s=cluster.max_ttft_s,

@@ -129,6 +129,7 @@ def _leave(sim: Sim, r: int, i: int, at_ps: int) -> None:
         return  # its KV is where it is written
     if d != i and d != NONE:
         sim.lanes[d].pool_memory -= request.prompt + request.output
+        sim.lanes[d].pool_pending -= 1
     request.state, request.start = FUTURE, AGAIN
     request.prefill_by = request.decode_by = NONE
     request.reserved = request.held = request.computed = request.hits = 0
@@ -136,7 +137,7 @@ def _leave(sim: Sim, r: int, i: int, at_ps: int) -> None:
 
 def _stop_moving(sim: Sim, r: int, at_ps: int) -> None:
     request = sim.requests[r]
-    if request.state in (MOVING, LANDING) or request.part:
+    if request.state in (WAITING, MOVING, LANDING) or request.part:
         unsend(sim, r, at_ps)
     request.part = 0
 
@@ -147,6 +148,7 @@ def _empty(sim: Sim, i: int, at_ps: int) -> None:
     for which in range(NUM_LISTS):
         sim.lists.num[i * NUM_LISTS + which] = 0
     lane.num_running = lane.context = lane.held = lane.pauses = 0
+    lane.calls = lane.ended = 0
     lane.pool_pending = lane.pool_memory = 0
     for stage in range(sim.stage_free.shape[1]):
         sim.stage_free[i, stage] = at_ps

@@ -21,9 +21,9 @@ from policy.step_times import PS_PER_S
 def end_step(sim: Sim, i: int, at_ps: int) -> None:
     """Of a lane's step or leap; of a pipelined one, that its first stage is free."""
     lane = sim.lanes[i]
-    lane.busy = 0
+    lane.busy, lane.ended = 0, 1
     if lane.has_prompts:
-        lane.has_prompts = 0
+        lane.has_prompts, lane.calls = 0, 1
         lane.busy_prefill += at_ps - lane.began
         if lane.stages == 1:
             while length(sim, i, FLIGHT):
@@ -60,6 +60,7 @@ def _advance(sim: Sim, i: int, at_ps: int) -> None:
         _finish(sim, r, at_ps)
         ended = True
     if ended:
+        lane.calls = 1
         report(sim, i)
         freed(sim, i, at_ps)
 
@@ -71,7 +72,9 @@ def _finish(sim: Sim, r: int, at_ps: int) -> None:
         hold(sim, request.decode_by, -request.reserved)
         request.reserved = 0
     if request.decode_by >= 0:
-        sim.lanes[request.decode_by].pool_memory -= request.prompt + request.output
+        lane = sim.lanes[request.decode_by]
+        lane.pool_pending -= 1
+        lane.pool_memory -= request.prompt + request.output
     _judge(sim, r)
 
 
@@ -96,7 +99,7 @@ def _end_prompt(sim: Sim, i: int, r: int, at_ps: int) -> None:
     if request.decode_by >= 0:
         sim.table.num_incoming[request.decode_by] -= 1
         if request.decode_by != i:
-            sim.lanes[i].pool_memory -= request.prompt
+            sim.lanes[i].pool_memory -= request.prompt + 1
     _finish(sim, r, at_ps)
     freed(sim, i, at_ps)
 

@@ -52,6 +52,7 @@ def interrupt(sim: Sim, i: int, at_ps: int) -> None:
 
 def wake(sim: Sim, i: int, at_ps: int) -> None:
     """Something waits for the lane's next step."""
+    sim.lanes[i].calls = 1
     if sim.lanes[i].busy:
         interrupt(sim, i, at_ps)
     else:

@@ -1,5 +1,7 @@
 """Who reads a prompt and who writes its answer: the router's own policy, over the same table."""
 
+from typing import Any
+
 import numpy as np
 
 from planner.sim.candidates import candidates, is_candidate, row_of
@@ -7,6 +9,7 @@ from planner.sim.heap import NONE
 from planner.sim.lane import wake
 from planner.sim.mixed_pool import choose_in_pools, promise
 from planner.sim.prefix import cached_tokens
+from planner.sim.splitwise import waits_for_end
 from planner.sim.state import (
     DRAW,
     FUTURE,
@@ -69,11 +72,12 @@ def enqueue(sim: Sim, r: int, at_ps: int) -> None:
     """At the end of its prefill instance's queue."""
     request, table = sim.requests[r], sim.table
     p = request.prefill_by
-    request.state = QUEUED
+    request.state, request.passed = QUEUED, 0
     push(sim, p, QUEUE, r)
     table.num_prefilling[p] += 1
     table.num_pending_prompt_tokens[p] += request.prompt + request.emitted
-    wake(sim, p, at_ps)
+    if not waits_for_end(sim, p, r):
+        wake(sim, p, at_ps)
 
 
 def _choose_decode(sim: Sim, r: int) -> bool:
@@ -116,10 +120,10 @@ def _best(sim: Sim, r: int, phase: int) -> int:
     return pick(sim.scores, rules.policy, counters[NUM_PICKS] - 1, counters[DRAW])
 
 
-def _load(sim: Sim, i: int, r: int, phase: int) -> float:
-    """A table of one row needs no arrays."""
+def _load(sim: Sim, i: int, r: int, phase: int) -> Any:  # noqa: ANN401
+    """A number: a table of numbers instead of columns needs no arrays."""
     rules, request = sim.rules, sim.requests[r]
-    hits = cached_tokens(sim, i, r) if rules.asks_for_hits else 0
+    hits: Any = cached_tokens(sim, i, r) if rules.asks_for_hits else 0
     size = request.prompt + request.emitted
     ask = Ask(size, request.prompt + request.output, hits, request.prefill_by)
     row = row_of(sim.table, i)

@@ -13,7 +13,7 @@ from planner.sim.handle import play
 from planner.sim.heap import NONE
 from planner.sim.leap import MAX_LEAP
 from planner.sim.outcome import Counters, Outcome
-from planner.sim.spec import UNLIMITED, Cluster
+from planner.sim.spec import UNLIMITED, Cluster, Scheduling
 from planner.sim.state import (
     NOW,
     NUM_EVENTS,
@@ -32,7 +32,7 @@ FRUGAL = frozenset(
     f"planner.sim.{name}"
     for name in (
         *("advance", "start", "end", "lane", "transfer", "links", "changes", "prefix", "heap"),
-        *("leap", "state", "mixed_pool", "candidates"),
+        *("leap", "state", "mixed_pool", "splitwise", "candidates"),
     )
 ) | {"policy.step_times"}
 """Only placement, which is the router's own source, makes arrays."""
@@ -49,12 +49,21 @@ def _never(*_arguments: object) -> bool:
     return False
 
 
+def _nothing(*_arguments: object) -> None:
+    return None
+
+
 PREDICTING = (
     ("planner.sim.place._too_late", _never),
     ("policy.scorers.slo_prefill", _no_scores),
     ("policy.scorers.slo_decode", _no_scores),
 )
 """What only the `slo` policy and admission call, and what takes longest to compile."""
+PUBLISHED = (
+    ("planner.sim.splitwise.waits_for_end", _never),
+    ("planner.sim.splitwise.start_selected", _nothing),
+)
+"""What only SPLITWISE's instances call."""
 
 
 def simulate(
@@ -85,7 +94,8 @@ def machine_code(cluster: Cluster) -> Any:  # noqa: ANN401 - as numba
 def recipe(cluster: Cluster) -> Recipe:
     """How the simulator is compiled for a cluster."""
     predicts = cluster.placement == "slo" or np.isfinite(cluster.max_ttft_s)
-    instead = () if predicts else PREDICTING
+    published = any(kind.scheduling is Scheduling.SPLITWISE for kind in cluster.kinds)
+    instead = (() if predicts else PREDICTING) + (() if published else PUBLISHED)
     return Recipe(frugal=FRUGAL, inlined=INLINED, instead=instead, keeps=True)
 
 

@@ -25,6 +25,9 @@ class Scheduling(IntEnum):
     """Whole prompts and answers in one step (Splitwise's mixed machines)."""
     CHUNKED = 2
     """Answers first, and what is left of the step's tokens for parts of prompts."""
+    SPLITWISE = 3
+    """As the published splitwise-sim: whole prompts first, then as many answers as the step's
+    tokens leave place for; the others stand still."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,8 @@ class Kind:
     """In one step."""
     scheduling: Scheduling = Scheduling.EXCLUSIVE
     max_pauses: int = UNLIMITED
-    """Steps in a row that answers stand still for prompts (JOINED); then they are in the step."""
+    """Steps in a row that answers stand still for prompts (JOINED); then they are in the step.
+    SPLITWISE: once all that wait have waited for so many steps, whoever waited least goes first."""
     reserves_output: bool = False
     """Memory for the whole answer is taken when it begins, as if its length were known."""
     kv_bytes_per_token: float = 0.0
@@ -77,6 +81,9 @@ class Kind:
         for name in ("capacity_tokens", "step_tokens", "max_prompts", "num_layers", "max_pauses"):
             if getattr(self, name) < 1:
                 yield f"kind {self.name}: {name} must be at least 1, got {getattr(self, name)}"
+        is_able = self.reserves_output and self.times.num_stages == 1
+        if self.scheduling is Scheduling.SPLITWISE and not is_able:
+            yield f"kind {self.name}: SPLITWISE reserves_output, and is not pipelined"
         if self.kv_bytes_per_token < 0 or self.cache_tokens < 0:
             yield f"kind {self.name}: kv_bytes_per_token and cache_tokens must be at least 0"
 
@@ -105,6 +112,9 @@ class Network:
     """Between instances of one host."""
     handoff_s: float = 0.0
     """Of any handoff, however short."""
+    retry_s: float = 0.0
+    """A request that finds no room for its KV asks again so much later, and no other waits for it;
+    0: those that wait get room as there is some, first come first served."""
     is_shared: bool = True
     """False: every transfer has the whole bandwidth to itself."""
     layerwise_from_tokens: int = UNLIMITED

@@ -6,6 +6,7 @@ from planner.sim.leap import MAX_LEAP, span_ps
 from planner.sim.prefix import cached_tokens
 from planner.sim.state import (
     FLIGHT,
+    IN_TWO,
     LAND,
     LEAPS_AT_MOST,
     NEW,
@@ -29,13 +30,16 @@ from planner.sim.transfer import start_body
 from policy.step_times import decode_ps, mixed_s, prefill_s, prefill_stage_s, segment_of, whole_ps
 
 CHUNKED = 2
-JOINED = 1
+JOINED, SPLITWISE = 1, 3
 
 
 def settle(sim: Sim, i: int, at_ps: int) -> None:
     """Before a lane's next step: who joins the batch, and who is put off."""
-    if sim.lanes[i].busy or not sim.table.alive[i]:
+    lane = sim.lanes[i]
+    if lane.busy or not sim.table.alive[i]:
         return
+    if sim.kinds.rules[lane.kind].scheduling == SPLITWISE:
+        return  # it chooses its batch all at once
     if has_landed(sim, i):
         _join(sim, i)
     while _make_room(sim, i):
@@ -66,7 +70,7 @@ def start(sim: Sim, i: int, at_ps: int) -> None:
     ):
         return
     if lane.num_running:
-        _leap(sim, i, at_ps)
+        leap(sim, i, at_ps)
 
 
 def _join(sim: Sim, i: int) -> None:
@@ -75,21 +79,25 @@ def _join(sim: Sim, i: int) -> None:
     joined = False
     while has_landed(sim, i) and lane.num_running < lane.max_batch:
         r = pop(sim, i, LAND)
-        request = sim.requests[r]
-        request.state = RUNNING
-        end = lane.steps_done + request.output - request.emitted
-        push_key(sim.members[i], lane.num_running, (end << REQUEST_BITS) | r)
-        lane.num_running += 1
-        tokens = request.prompt + request.emitted - 1
-        lane.context += tokens
-        if not lane.reserves:
-            lane.held -= request.reserved
-            request.reserved = 0
+        enter(sim, i, r)
         push(sim, i, NEW, r)
         sim.table.num_incoming[i] -= 1
         joined = True
     if joined:
         report(sim, i)
+
+
+def enter(sim: Sim, i: int, r: int) -> None:
+    """Into the batch."""
+    lane, request = sim.lanes[i], sim.requests[r]
+    request.state = RUNNING
+    end = lane.steps_done + request.output - request.emitted
+    push_key(sim.members[i], lane.num_running, (end << REQUEST_BITS) | r)
+    lane.num_running += 1
+    lane.context += request.prompt + request.emitted - 1
+    if not lane.reserves:
+        lane.held -= request.reserved
+        request.reserved = 0
 
 
 def _make_room(sim: Sim, i: int) -> bool:
@@ -129,10 +137,12 @@ def _preempt(sim: Sim, i: int) -> None:
     report(sim, i)
 
 
-def _memory(sim: Sim, i: int, r: int) -> int:
+def memory_of(sim: Sim, i: int, r: int) -> int:
     """Tokens that reading a request's input takes here."""
     request = sim.requests[r]
     tokens: int = request.prompt + request.emitted
+    if sim.lanes[i].reserves == IN_TWO:
+        return tokens + 1
     if request.decode_by == i and sim.lanes[i].reserves:
         tokens += request.output - request.emitted - 1
     return tokens
@@ -152,7 +162,7 @@ def _start_prompts(sim: Sim, i: int, at_ps: int, answers: int, forced: bool) -> 
         size = request.prompt + request.emitted
         hits = min(cached_tokens(sim, i, r), size - 1)
         fresh = size - hits
-        memory = _memory(sim, i, r)
+        memory = memory_of(sim, i, r)
         if (num and tokens + fresh > rules.step_tokens) or memory > free:
             break
         if request.decode_by == i and seats <= 0:
@@ -175,7 +185,7 @@ def _start_prompts(sim: Sim, i: int, at_ps: int, answers: int, forced: bool) -> 
     if lane.stages > 1:
         _pipeline(sim, i, at_ps, num, tokens, pairs)
     else:
-        _run_prompts(sim, i, at_ps, tokens, pairs, joins)
+        run_prompts(sim, i, at_ps, tokens, pairs, joins)
     return True
 
 
@@ -190,7 +200,7 @@ def _take(sim: Sim, i: int, at_ps: int, memory: int, hits: int) -> None:
     push(sim, i, FLIGHT, r)
 
 
-def _run_prompts(sim: Sim, i: int, at_ps: int, tokens: int, pairs: int, joins: bool) -> None:
+def run_prompts(sim: Sim, i: int, at_ps: int, tokens: int, pairs: int, joins: bool) -> None:
     """One step of a lane that is not pipelined."""
     lane = sim.lanes[i]
     times = times_of(sim.kinds, lane.kind)
@@ -257,7 +267,7 @@ def _start_chunks(sim: Sim, i: int, at_ps: int) -> bool:
         request = sim.requests[r]
         size = request.prompt + request.emitted
         if request.computed == 0:
-            memory = _memory(sim, i, r)
+            memory = memory_of(sim, i, r)
             if memory > free or (request.decode_by == i and seats <= 0):
                 break
             free -= memory
@@ -285,11 +295,11 @@ def _start_chunks(sim: Sim, i: int, at_ps: int) -> bool:
         lane.pauses += lane.num_running > 0
         _pipeline(sim, i, at_ps, num_read, tokens, pairs)
     else:
-        _run_prompts(sim, i, at_ps, tokens, pairs, lane.num_running > 0)
+        run_prompts(sim, i, at_ps, tokens, pairs, lane.num_running > 0)
     return True
 
 
-def _leap(sim: Sim, i: int, at_ps: int) -> None:
+def leap(sim: Sim, i: int, at_ps: int) -> None:
     """Steps of answers alone, until the first that ends or until something else changes."""
     lane, kinds = sim.lanes[i], sim.kinds
     batch = lane.num_running

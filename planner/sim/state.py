@@ -17,14 +17,19 @@ FUTURE, QUEUED, PREFILLING, WAITING, MOVING, LANDING, LANDED, RUNNING, DONE, REF
 for room at its decode instance; moves there; has arrived but for the handoff's fixed time; is there
 and joins the next step; in the batch; ended; never begun."""
 
-QUEUE, FLIGHT, WAIT, LAND, NEW = range(5)
+QUEUE, FLIGHT, WAIT, LAND, NEW, PUT_OFF = range(6)
 """Each lane's lists: prompts to read, prompts being read, requests whose KV waits elsewhere for
-room here, requests that join the next step, those that have joined and not yet been in one."""
-NUM_LISTS = 5
+room here, requests that join the next step, those that have joined and not yet been in one, answers
+that are left out of the step which runs (SPLITWISE)."""
+NUM_LISTS = 6
 
 BODY, TAIL, WHOLE = 1, 2, 3
 """What of a request's KV moves: all layers but the last while they are computed, the last one, all
 of them."""
+
+WHOLE_ANSWERS, IN_TWO = 1, 2
+"""When memory for an answer is taken: all of it at once, or all but prompt and first token only as
+it joins a batch (SPLITWISE)."""
 
 REQUEST = np.dtype(
     [
@@ -37,6 +42,8 @@ REQUEST = np.dtype(
         ("decode_by", "i8"),
         ("emitted", "i8"),  # output tokens; of one in a batch as it was when it joined
         ("computed", "i8"),  # tokens of its input, by chunks
+        ("passed", "i8"),  # steps that began without it (SPLITWISE)
+        ("joined", "i8"),  # a number that rises from one that joins a batch to the next
         ("hits", "i8"),
         ("held", "i8"),  # tokens of memory at `prefill_by`
         ("reserved", "i8"),  # tokens of memory at `decode_by`
@@ -65,7 +72,7 @@ LANE = np.dtype(
         ("stages", "i8"),  # of the pipeline that prompts pass one behind the other
         ("capacity", "i8"),  # tokens
         ("max_batch", "i8"),
-        ("reserves", "i8"),  # memory of whole answers is in `held`; else their context counts
+        ("reserves", "i8"),  # WHOLE_ANSWERS, IN_TWO: in `held`; 0: the context of answers counts
         ("busy", "i8"),
         ("has_prompts", "i8"),  # the step that runs holds prompts
         ("steps", "i8"),  # that the leap which runs will do; 0: no answer advances
@@ -77,13 +84,16 @@ LANE = np.dtype(
         ("steps_done", "i8"),  # before the leap; an answer ends at a number of it
         ("held", "i8"),  # tokens of memory that running answers do not take
         ("pauses", "i8"),
+        ("calls", "i8"),  # somebody has come or gone since the batch was chosen
+        ("ended", "i8"),  # a step has ended since the lane was last looked at
         ("dirty", "i8"),
         ("retry", "i8"),
         ("busy_prefill", "i8"),
         ("busy_decode", "i8"),
         ("moved", "f8"),  # bytes that left
         ("pool", "i8"),  # of MIXED_POOL: the role it has for now
-        ("pool_pending", "i8"),  # of MIXED_POOL: tokens placed and not yet computed
+        ("pool_since", "i8"),  # of MIXED_POOL: rises from one that enters a pool to the next
+        ("pool_pending", "i8"),  # of MIXED_POOL: prompt tokens not yet read, and answers
         ("pool_memory", "i8"),  # of MIXED_POOL: tokens that all placed requests will come to
     ]
 )
@@ -167,6 +177,8 @@ class Rules(NamedTuple):
     asks_for_hits: bool
     """The policy looks at what each instance caches of a prompt."""
     handoff_ps: int
+    retry_ps: int
+    """0: whoever waits for room is told when there is some."""
     is_shared: bool
     layerwise_from: int
     max_ttft_s: float
@@ -243,9 +255,10 @@ class Sim(NamedTuple):
     NEXT_REQUEST,
     NEXT_CHANGE,
     ANY_SERVES,
-) = range(15)
+    STAMP,
+) = range(16)
 """Places in `counters`."""
-NUM_COUNTERS = 15
+NUM_COUNTERS = 16
 ABSENT = -2
 REQUEST_BITS = 24
 

@@ -5,6 +5,7 @@ from planner.sim.lane import RETRY, freed, hold, interrupt, room, wake
 from planner.sim.links import send, unsend
 from planner.sim.state import (
     BODY,
+    IN_TWO,
     LAND,
     LANDED,
     LANDING,
@@ -13,12 +14,14 @@ from planner.sim.state import (
     NUM_PREEMPTIONS,
     NUM_TRANSFERS,
     PREFILLING,
+    QUEUE,
     QUEUED,
     REFUSED,
     TAIL,
     WAIT,
     WAITING,
     WHOLE,
+    WHOLE_ANSWERS,
     Sim,
     first,
     length,
@@ -39,6 +42,8 @@ def hand_off(sim: Sim, r: int, at_ps: int) -> None:
         request.state = MOVING  # its last layer follows the others
         if request.left < 0:
             _send_tail(sim, r, at_ps)
+    elif sim.rules.retry_ps:
+        _ask_for_room(sim, r, at_ps)
     else:
         request.state = WAITING
         push(sim, d, WAIT, r)
@@ -50,7 +55,8 @@ def _stay(sim: Sim, r: int, at_ps: int) -> None:
     request = sim.requests[r]
     i = request.decode_by
     # Chosen only now, it has not yet taken the memory of a whole answer.
-    more = request.prompt + request.output - 1 - request.held if sim.lanes[i].reserves else 0
+    takes_all = sim.lanes[i].reserves == WHOLE_ANSWERS
+    more = request.prompt + request.output - 1 - request.held if takes_all else 0
     if more > room(sim, i, at_ps):
         hold(sim, i, -request.held)
         request.held = request.computed = 0
@@ -67,6 +73,16 @@ def _stay(sim: Sim, r: int, at_ps: int) -> None:
     _land(sim, r, at_ps)
 
 
+def _ask_for_room(sim: Sim, r: int, at_ps: int) -> None:
+    """Send if there is room; else ask again later."""
+    request = sim.requests[r]
+    if _reserve(sim, request.decode_by, r, at_ps):
+        _send_whole(sim, r, at_ps)
+        return
+    request.state = WAITING
+    schedule(sim.due, 2 * len(sim.lanes) + r, at_ps + sim.rules.retry_ps)
+
+
 def refuse(sim: Sim, r: int) -> None:
     """It will never have an answer."""
     request = sim.requests[r]
@@ -78,7 +94,7 @@ def give_up(sim: Sim, r: int, at_ps: int) -> None:
     """Of a request whose answer nobody is left to write."""
     request = sim.requests[r]
     p = request.prefill_by
-    sim.lanes[p].pool_memory -= request.prompt
+    sim.lanes[p].pool_memory -= request.prompt + 1
     hold(sim, p, -request.held)
     request.held = 0
     freed(sim, p, at_ps)
@@ -92,10 +108,14 @@ def retry(sim: Sim, d: int, at_ps: int) -> None:
         if not _reserve(sim, d, r, at_ps):
             return
         pop(sim, d, WAIT)
-        request = sim.requests[r]
-        request.state, request.part = MOVING, WHOLE
-        tokens = request.prompt + request.emitted - 1
-        _send(sim, r, tokens * sim.kinds.rules[sim.lanes[request.prefill_by].kind].kv_bytes, at_ps)
+        _send_whole(sim, r, at_ps)
+
+
+def _send_whole(sim: Sim, r: int, at_ps: int) -> None:
+    request = sim.requests[r]
+    request.state, request.part = MOVING, WHOLE
+    tokens = request.prompt + request.emitted - 1
+    _send(sim, r, tokens * sim.kinds.rules[sim.lanes[request.prefill_by].kind].kv_bytes, at_ps)
 
 
 def start_body(sim: Sim, r: int, at_ps: int, end_ps: int) -> None:
@@ -122,6 +142,9 @@ def end_transfer(sim: Sim, r: int, at_ps: int) -> None:
     if request.state == LANDING:
         _land(sim, r, at_ps)
         return
+    if request.state == WAITING:
+        _ask_for_room(sim, r, at_ps)
+        return
     unsend(sim, r, at_ps)
     if request.part == BODY:
         request.left = -1.0
@@ -134,7 +157,9 @@ def end_transfer(sim: Sim, r: int, at_ps: int) -> None:
 def _reserve(sim: Sim, d: int, r: int, at_ps: int) -> bool:
     request = sim.requests[r]
     tokens = request.prompt + request.emitted - (request.state != PREFILLING)
-    if sim.lanes[d].reserves:
+    if sim.lanes[d].reserves == IN_TWO:
+        tokens = request.prompt + request.emitted + (request.state == PREFILLING)
+    elif sim.lanes[d].reserves:
         # Until its last token, which needs no memory of its own.
         tokens = request.prompt + request.output - 1
     if tokens > room(sim, d, at_ps):
@@ -175,10 +200,12 @@ def _land(sim: Sim, r: int, at_ps: int) -> None:
     p, d = request.prefill_by, request.decode_by
     if p != d:
         request.handoff = at_ps
-        sim.lanes[p].pool_memory -= request.prompt
+        sim.lanes[p].pool_memory -= request.prompt + 1
         hold(sim, p, -request.held)
         request.held = 0
         freed(sim, p, at_ps)
-    request.state, request.part = LANDED, 0
+        if length(sim, p, QUEUE):
+            wake(sim, p, at_ps)
+    request.state, request.part, request.passed = LANDED, 0, 0
     push(sim, d, LAND, r)
     wake(sim, d, at_ps)

@@ -6,7 +6,14 @@ from bench import planner_figures
 from bench.__main__ import NAMES
 
 BEGINS = {"table2": "table 2, ", "quickstart": "quick start: ", "fig8": "fig. 8, "}
-FEW = {"NUM_QUICK_SEEDS": 2, "NUM_QUICK_SEARCHES": 1, "NUM_RUNS": 1, "FIG_8_RUNS": (300,)}
+SIDES = ("disaggregated 2x1 + 1x1", "colocated 2x1")
+FEW = {
+    "NUM_QUICK_SEEDS": 2,
+    "NUM_QUICK_SEARCHES": 1,
+    "NUM_RUNS": 1,
+    "FIG_8_RUNS": (300,),
+    "FIG_8_SIDES": {side: planner_figures.FIG_8_SIDES[side] for side in SIDES},
+}
 
 
 def test_it_is_one_of_the_benchmarks() -> None:

@@ -75,7 +75,7 @@ def test_a_folder_with_weights_is_what_can_be_served(tmp_path: Path) -> None:
 
 
 def test_unknown_types_and_files_are_problems() -> None:
-    with pytest.raises(ConfigError, match="--weight-dtype must be of.*\n--kv-dtype"):
+    with pytest.raises(ConfigError, match=r"--weight-dtype must be of.*\n--kv-dtype"):
         find_model("llama-3.1-8b", weight_dtype="int2", kv_dtype="x")
     with pytest.raises(ConfigError, match="no such file or folder"):
         find_model("nowhere/config.json")

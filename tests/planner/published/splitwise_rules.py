@@ -1,4 +1,4 @@
-"""Splitwise's published simulator as parameters of ours: machines, clusters, its random requests."""
+"""Splitwise's published simulator as parameters of ours: machines, clusters, its requests."""
 
 import numpy as np
 

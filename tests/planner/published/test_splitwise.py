@@ -4,13 +4,14 @@ import csv
 import gzip
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from core.member import Role
-from planner.search.cheapest import Cheapest
-from planner.search.machines import Budget, Counts, Design, Machine, Saving, Slot
+from planner.search.machines import Counts, Design, Machine, Slot
+from planner.search.provision import Load, TieBreak, cheapest
 from planner.search.slowdowns import QUANTILES, TABLE_VI, Published, slowdowns
 from planner.search.steady import Judgement
 from planner.sim.outcome import Outcome
@@ -21,7 +22,6 @@ from policy.step_times import PS_PER_S
 from policy.table import Floats
 from tests.planner.published.splitwise_rules import (
     A100,
-    CAPPED,
     H100,
     NETWORK,
     baseline,
@@ -165,3 +165,38 @@ def test_fig_12_one_split_of_twenty_nine_passes_alone() -> None:
     """(24P, 5T), on these two minutes; move one machine either way and it fails. The simulator is
     chaotic here: what one machine more does to one trace says little."""
     assert [_splits_pass((24 + n, 5 - n)) for n in (-1, 0, 1)] == [False, True, False]
+
+
+class _OneTrace:
+    """A `Load` of two recorded minutes. A split counts only if it still passes with one machine
+    moved to the other pool, either way."""
+
+    def judge(self, cluster: Cluster, rate_per_s: float) -> Judgement:
+        reads = sum(each.role is Role.PREFILL for each in cluster.instances)
+        writes = len(cluster.instances) - reads
+        moved = [(reads + n, writes - n) for n in (0, 1, -1)]
+        holds = all(_splits_pass(counts) for counts in moved if min(counts) > 0)
+        return Judgement(
+            rate_per_s=rate_per_s,
+            judged=(),
+            is_steady=holds,
+            is_cut=False,
+            num_runs=1,
+            num_requests=len(_code().arrival_ps),
+        )
+
+
+def test_fig_12_the_search_finds_thirty_machines() -> None:
+    kind = machine(H100)
+    h100 = Machine(name=H100, kind=kind)
+    roles = (Role.PREFILL, Role.DECODE)
+    design = Design(
+        name="HH",
+        slots=tuple(Slot(role=role, machine=h100) for role in roles),
+        network=NETWORK,
+    )
+    found = cheapest(design, cast("Load", _OneTrace()), 70.0, tie_break=TieBreak.FEWEST_WRITERS)
+    assert found is not None
+    assert found.num_machines == 30
+    assert (27, 3) in (found.counts, *found.ties)
+    assert all(found.counts[1] < counts[1] for counts in found.ties)

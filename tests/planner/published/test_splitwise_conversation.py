@@ -25,7 +25,7 @@ DESIGNS = {
     "HHcap (25, 21)": split((H100, 25), (CAPPED, 21)),
 }
 TABLE = [
-    # design, requests a second, requests, slowdowns P50 / P90 / P99 of TTFT, TBT, E2E, all nine hold
+    # design, requests a second, requests, slowdowns P50 P90 P99 of TTFT, TBT, E2E, all hold
     ("Baseline-A100 (70)", 50, 6052, "1.22 1.44 1.65", "1.182 1.435 1.96", "1.19 1.43 1.93", True),
     ("Baseline-A100 (70)", 60, 7282, "1.22 1.45 1.67", "1.266 1.567 2.08", "1.27 1.56 2.03", False),
     ("Baseline-A100 (70)", 70, 8502, "1.23 1.45 1.66", "1.363 1.712 2.28", "1.36 1.70 2.22", False),
