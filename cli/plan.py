@@ -351,9 +351,9 @@ def _show_json(planned: Planned) -> None:
 def _show_tables(
     planned: Planned, shown: Shown, console: Console, written: tuple[str, ...]
 ) -> None:
+    from planner.report.choice import chosen_text
     from planner.report.explain import as_text, explained
     from planner.report.table import answer_tables, sensitivity_table
-    from planner.report.texts import chosen_text
 
     for table in answer_tables(planned.answer):
         console.print(table)
@@ -364,7 +364,7 @@ def _show_tables(
         console.print(as_text(sections), soft_wrap=True)
     if planned.chosen is not None:
         console.print(
-            chosen_text(planned.chosen, colocated_wins=planned.answer.colocated_wins),
+            chosen_text(planned.chosen, planned.answer, planned.question),
             soft_wrap=True,
         )
     for line in written:

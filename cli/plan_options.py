@@ -71,7 +71,7 @@ Owned = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=N",
-        help="GPUs that are there already: so many, and they cost nothing more.",
+        help="GPUs that are there already: so many, and they cost their power alone.",
         rich_help_panel=GPUS,
     ),
 ]

@@ -16,6 +16,9 @@ GBIT_BYTES = 1e9 / 8
 CPU_WORKERS_PER_HOST = 64
 """Where a measured machine has no GPUs: its ranks share it."""
 ANY_GPUS = 2**20
+USD_PER_KWH = 0.15
+"""What owned GPUs still cost: the power they may draw, at an industrial price of 2025 with the
+cooling that comes on top."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +28,7 @@ class GpuAsk:
     kinds: tuple[str, ...] = ()
     """NAME, or NAME=N for at most N of them."""
     owned: tuple[str, ...] = ()
-    """NAME=N: so many are there already, and cost nothing more."""
+    """NAME=N: so many are there already, and cost their power alone."""
     num_gpus: int | None = None
     """Of all kinds; None: any number."""
     gpus_per_host: int | None = None
@@ -128,13 +131,15 @@ def _hardware(ask: GpuAsk, times: Times, model: Model, kind: _Kind) -> Hardware:
     # A host that is not full, where there are fewer GPUs than it could take.
     per_host = min(gpu.gpus_per_host, most)
     source = source_of(replace(times, most_gpus=most), model, kind.key, gpu)
-    in_usd = gpu.currency == "USD" and not kind.is_owned
+    price = gpu.price_per_hour if gpu.currency == "USD" else 0.0
+    if kind.is_owned:
+        price = gpu.tdp_w / 1000 * USD_PER_KWH
     return Hardware(
         name=kind.name,
         source=source,
         gpus_per_host=per_host,
         num_hosts=ANY_NUMBER if most == ANY_GPUS else ceil(most / per_host),
-        price_usd_per_gpu_hour=gpu.price_per_hour if in_usd else 0.0,
+        price_usd_per_gpu_hour=price,
         power=Power(
             idle_w=gpu.idle_w,
             prefill_w=gpu.prefill_w,

@@ -12,6 +12,15 @@ def chosen(answer: Answer, question: Question) -> Ranked | None:
     return next(iter(ranked), None)
 
 
-def layout_text(ranked: Ranked) -> str:
-    """3 × prefill 2x1 + 2 × decode 1x1."""
-    return str(ranked.candidate)
+def chosen_text(winner: Ranked, answer: Answer, question: Question) -> str:
+    """The answer in a sentence or two."""
+    num_gpus = winner.candidate.num_gpus
+    found = (
+        f"plan: {winner.candidate} ({num_gpus} GPU{'s' if num_gpus > 1 else ''}), "
+        f"{winner.found.low_per_s:.4g} requests/s"
+    )
+    if winner.candidate.is_colocated:
+        return f"{found}\ncolocated wins with the same latency model: --explain says why"
+    if answer.colocated_wins:
+        return f"{found}\nper GPU colocated attains more; by {question.goal.value} two pools win"
+    return found

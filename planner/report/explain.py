@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from planner.ask.ask import Setup
+from planner.ask.gpus import USD_PER_KWH
 from planner.report.choice import chosen
 from planner.search.fleet import Fleet
 from planner.search.question import Answer, Question
@@ -89,4 +90,6 @@ def assumptions(fleet: Fleet) -> Iterator[str]:
     unpriced = [each.name for each in fleet.hardware if not each.price_usd_per_gpu_hour]
     if unpriced:
         yield f"no price: {', '.join(unpriced)}"
+    if any(each.name.endswith("owned") for each in fleet.hardware):
+        yield f"owned GPUs cost the power they may draw, {USD_PER_KWH:g} USD per kWh"
     yield "answers end when their recorded length is reached; clients never give up"

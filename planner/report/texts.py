@@ -3,7 +3,7 @@
 from math import isfinite, isinf
 
 from planner.search.intervals import Interval
-from planner.search.results import Quantiles, Ranked
+from planner.search.results import Quantiles
 
 NONE = "–"
 
@@ -48,15 +48,3 @@ def watts(average_w: float, provisioned_w: float) -> str:
 def percent(value: float) -> str:
     """Of a load."""
     return f"{100 * value:.2g} %" if value else "0 %"
-
-
-def chosen_text(ranked: Ranked, *, colocated_wins: bool) -> str:
-    """The answer in a sentence or two."""
-    num_gpus = ranked.candidate.num_gpus
-    found = (
-        f"plan: {ranked.candidate} ({num_gpus} GPU{'s' if num_gpus > 1 else ''}), "
-        f"{ranked.found.low_per_s:.4g} requests/s"
-    )
-    if colocated_wins:
-        return f"{found}\ncolocated wins with the same latency model: --explain says why"
-    return found

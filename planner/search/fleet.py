@@ -129,21 +129,25 @@ def hosts_of(fleet: Fleet, candidate: Candidate) -> tuple[int, ...] | None:
     """Of each instance, pool by pool; None where there are too few."""
     if candidate.num_segments:
         return _hosts_of_units(fleet, candidate)
-    by_name: dict[str, list[int]] = {}
     instances = [pool for pool in candidate.pools for _ in range(pool.num)]
-    for number, pool in enumerate(instances):
-        by_name.setdefault(pool.hardware, []).append(number)
-    hosts = [0] * len(instances)
-    first = 0
-    for name, numbers in by_name.items():
+    hosts, first = [0] * len(instances), 0
+    for hardware in fleet.hardware:
+        numbers = [n for n in _mixed_order(candidate) if instances[n].hardware == hardware.name]
         needs = [_need(instances[n]) for n in numbers]
-        found = packed(needs, fleet[name].gpus_per_host, fleet[name].num_hosts)
+        found = packed(needs, hardware.gpus_per_host, hardware.num_hosts)
         if found is None:
             return None
         for number, host in zip(numbers, found, strict=True):
             hosts[number] = first + host
         first += max(found, default=-1) + 1
     return tuple(hosts)
+
+
+def _mixed_order(candidate: Candidate) -> list[int]:
+    """Pools are spread alike over the hosts: prompts and answers then share the links of all, and
+    some KV need not leave its host."""
+    places = [(k + 0.5) / pool.num for pool in candidate.pools for k in range(pool.num)]
+    return sorted(range(len(places)), key=lambda number: places[number])
 
 
 def _need(pool: Pool) -> Need:

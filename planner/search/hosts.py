@@ -1,6 +1,7 @@
 """Which host each instance is on: tensor-parallel ranks of a stage together, stages free to spread.
 
-First fit, the largest first. An instance is counted where its first stage is.
+First fit in the order that is given; the largest first where that order needs too many hosts. An
+instance is counted where its first stage is.
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,17 @@ class Need(NamedTuple):
 
 def packed(needs: Sequence[Need], gpus_per_host: int, num_hosts: int) -> tuple[int, ...] | None:
     """The host of each, numbered from 0; None where they do not fit into so many."""
+    given = list(range(len(needs)))
+    largest_first = sorted(given, key=lambda i: -needs[i].num_stages * needs[i].gpus_per_stage)
+    found = _packed(needs, given, gpus_per_host, num_hosts)
+    return found or _packed(needs, largest_first, gpus_per_host, num_hosts)
+
+
+def _packed(
+    needs: Sequence[Need], order: Sequence[int], gpus_per_host: int, num_hosts: int
+) -> tuple[int, ...] | None:
     free: list[int] = []
     hosts = [0] * len(needs)
-    order = sorted(range(len(needs)), key=lambda i: -needs[i].num_stages * needs[i].gpus_per_stage)
     for i in order:
         host = _place(needs[i], free, gpus_per_host, num_hosts)
         if host is None:

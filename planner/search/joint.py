@@ -7,16 +7,22 @@ DistServe's n = ceil(R / goodput) is where the search begins, and joint simulati
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from planner.search.judges import MARGINALS
 from planner.search.steady import Judgement
 
 Counts = tuple[int, ...]
 """Instances of each pool; of a prefill and a decode pool in this order."""
 
 GROWTH = 0.05
-"""Of a pool, at least one instance, each time that its phase misses; shrinking comes after."""
+"""Of a pool, at least one instance, the first time that its phase misses; twice as many each time
+in a row. Shrinking comes after."""
 MAX_STEPS = 40
-"""From the arithmetic's counts to ones that pass: about seven times as many."""
+MAX_VAIN_STEPS = 3
+"""In a row, without which more of a pool is no help: something else is in want, links say."""
+PROGRESS = 0.005
+"""In shares of requests: what counts as one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,30 +71,65 @@ def passes(judgement: Judgement | None) -> bool:
 
 
 def _grown(start: Counts, judge: Attempt) -> Counts | None:
+    """Counts that pass; else the last that had room, or that more of a phase was no help to."""
+    growth = _Growth(phase=0, step=0, share=-1.0, num_vain=0)
     counts, last = start, None
     for _ in range(MAX_STEPS):
         judgement = judge(counts)
+        if judgement is None and growth.step > 1 and last is not None:
+            growth = growth._replace(step=1)  # too large a step: what fits is tried, too
+            counts = _with(last, growth.phase, last[growth.phase] + 1)
+            continue
         if judgement is None:
             return last
-        last = counts
-        if judgement.attains:
+        growth = _next_growth(growth, counts, judgement)
+        if judgement.attains or growth.num_vain > MAX_VAIN_STEPS:
             return counts
-        counts = _more(counts, missing(judgement))
+        last = counts
+        counts = _with(counts, growth.phase, counts[growth.phase] + growth.step)
     return last
 
 
+class _Growth(NamedTuple):
+    """Of one phase, several times in a row."""
+
+    phase: int
+    step: int
+    share: float
+    """The most that kept its limit so far."""
+    num_vain: int
+    """Steps since then."""
+
+
+def _next_growth(before: _Growth, counts: Counts, judgement: Judgement) -> _Growth:
+    phase = min(missing(judgement), len(counts) - 1)
+    watched = judgement.watched(MARGINALS[phase])
+    share = judgement.worst.share.value if watched is None else watched.value
+    if phase != before.phase or not before.step:
+        return _Growth(phase, _first_step(counts[phase]), share, 0)
+    if share > before.share + PROGRESS:
+        return _Growth(phase, 2 * before.step, share, 0)
+    return before._replace(step=2 * before.step, num_vain=before.num_vain + 1)
+
+
+def _first_step(num: int) -> int:
+    return max(1, math.ceil(GROWTH * num))
+
+
 def missing(judgement: Judgement) -> int:
-    """Which phase is in want: 0, prefill, if fewer keep their TTFT than their TPOT; else 1."""
+    """Which phase is in want: 0, prefill, or 1.
+
+    Decode if too few keep their TPOT, whatever TTFT comes to: KV that finds no room keeps prefill
+    from going on, but not the other way round. Else prefill if too few keep their TTFT; else, where
+    each is enough and both together are not, the weaker one.
+    """
     ttft, tpot = judgement.watched("ttft"), judgement.watched("tpot")
     if ttft is None or tpot is None:
         return 0
-    return 0 if ttft.value < tpot.value else 1
-
-
-def _more(counts: Counts, phase: int) -> Counts:
-    phase = min(phase, len(counts) - 1)
-    step = max(1, math.ceil(GROWTH * counts[phase]))
-    return _with(counts, phase, counts[phase] + step)
+    target = judgement.worst.criterion.target
+    if tpot.value < target:
+        return 1
+    return 0 if ttft.value < max(target, tpot.value) else 1
 
 
 def _with(counts: Counts, phase: int, num: int) -> Counts:

@@ -50,9 +50,9 @@ def plan(question: Question, on_progress: Progress = silent) -> Answer:
     wanted = Wanted(goal=question.goal, rate_per_s=question.rate_per_s, max_gpus=question.most_gpus)
     task = partial(decided, Task(setting=shared, wanted=wanted, spare=question.spare))
     disaggregated = workers.each(
-        "clusters with two pools", task, _disaggregated(question, screens, wanted)
+        "clusters with two pools", task, _disaggregated(question, shared, screens, wanted)
     )
-    mixed = workers.each("clusters with one pool", task, _mixed(question, screens, wanted))
+    mixed = workers.each("clusters with one pool", task, _mixed(question, shared, screens, wanted))
     has_rate = question.rate_per_s is not None
     ranked = ranking(disaggregated, question.goal, has_rate=has_rate)
     colocated = next(iter(ranking(mixed, question.goal, has_rate=has_rate)), None)
@@ -101,17 +101,21 @@ def _limits(question: Question, shared: Setting) -> Limits:
     )
 
 
-def _disaggregated(question: Question, screens: _Screens, wanted: Wanted) -> Sequence[Listed]:
+def _disaggregated(
+    question: Question, shared: Setting, screens: _Screens, wanted: Wanted
+) -> Sequence[Listed]:
     """At the rate; or, where the GPUs do not suffice for it, with all of them."""
-    prefill, decode = screens.prefill, screens.decode
+    prefill, decode, num = screens.prefill, screens.decode, question.num_simulated
     always = algorithm_1(prefill, decode)
     for asked in (wanted, replace(wanted, rate_per_s=None)):
-        listed: list[Listed] = []
+        short: list[Listed] = []
         if Affinity.HIGH in question.affinity:
-            listed += of_pairs(prefill, decode, asked)
+            listed = list(of_pairs(prefill, decode, asked))
+            short += shortlist(listed, shared, asked, num=num, always=always)
         if Affinity.LOW in question.affinity and _is_far(question.fleet):
-            listed += of_units(units(question.fleet, question.limits), prefill, decode, asked)
-        short = shortlist(listed, question.fleet, asked, num=question.num_simulated, always=always)
+            made = units(question.fleet, question.limits)
+            listed = list(of_units(made, prefill, decode, asked))
+            short += shortlist(listed, shared, asked, num=max(1, num // 2), always=None)
         if short:
             return short
     return ()
@@ -122,11 +126,13 @@ def _is_far(fleet: Fleet) -> bool:
     return fleet.network.host_bytes_per_s < fleet.network.local_bytes_per_s
 
 
-def _mixed(question: Question, screens: _Screens, wanted: Wanted) -> Sequence[Listed]:
+def _mixed(
+    question: Question, shared: Setting, screens: _Screens, wanted: Wanted
+) -> Sequence[Listed]:
     num = max(1, question.num_simulated // 2)
     for asked in (wanted, replace(wanted, rate_per_s=None)):
         listed = list(of_mixed(screens.mixed, asked))
-        if short := shortlist(listed, question.fleet, asked, num=num, always=None):
+        if short := shortlist(listed, shared, asked, num=num, always=None):
             return short
     return ()
 

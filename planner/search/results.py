@@ -208,8 +208,9 @@ class Goal(StrEnum):
 
 
 def ranking(found: Sequence[Ranked], goal: Goal, *, has_rate: bool) -> tuple[Ranked, ...]:
-    """Best first: who attains; then by the goal; then fewer GPUs, higher goodput per GPU, fewer
-    instances, smaller layouts; and by name, so that no two orders are possible."""
+    """Best first. Who attains, by the goal; who does not, by goodput. Then fewer GPUs, higher
+    goodput per GPU, fewer instances, smaller layouts; and by name, so that no two orders are
+    possible."""
     return tuple(sorted(found, key=lambda each: _rank(each, goal, has_rate)))
 
 
@@ -217,7 +218,7 @@ def _rank(each: Ranked, goal: Goal, has_rate: bool) -> tuple[bool | float | str,
     candidate = each.candidate
     return (
         not each.attains,
-        _loss(each, goal, has_rate),
+        _loss(each, goal, has_rate) if each.attains else -each.found.low_per_s,
         candidate.num_gpus,
         -each.goodput_rps_per_gpu.value,
         candidate.num_instances,

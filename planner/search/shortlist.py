@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from itertools import product
 
 from planner.search.candidates import times_as_many
-from planner.search.fleet import Fleet, hosts_of, spent
+from planner.search.fleet import Fleet, cluster_of, hosts_of, spent
 from planner.search.joint import Counts, instances_for, splits
 from planner.search.results import Candidate, Goal, Pool
 from planner.search.screen import Screened, best
+from planner.search.setting import Setting
 
 SPLITS_PER_PAIR = 2
 """Of a budget: the ratio of the phases is seldom further off than by one instance."""
@@ -102,19 +103,32 @@ def _listed(base: Candidate, goodputs: Sequence[float], counts: Counts) -> Liste
 
 
 def shortlist(
-    listed: Sequence[Listed], fleet: Fleet, wanted: Wanted, *, num: int, always: Candidate | None
+    listed: Sequence[Listed],
+    setting: Setting,
+    wanted: Wanted,
+    *,
+    num: int,
+    always: Candidate | None,
 ) -> tuple[Listed, ...]:
-    """The best by estimate of those that have room; and `always`, by its layouts."""
-    able = [
-        each
-        for each in listed
-        if each.candidate.num_gpus <= wanted.max_gpus
-        and hosts_of(fleet, each.candidate) is not None
-    ]
-    able.sort(key=lambda each: _order(each, fleet, wanted))
-    kept = able[:num]
-    own = [each for each in able[num:] if always is not None and _is_like(each.candidate, always)]
-    return tuple(kept + own[:1])
+    """The best by estimate of those that have room and that no bound excludes; and `always`, by its
+    layouts."""
+    short: list[Listed] = []
+    for each in sorted(listed, key=lambda each: _order(each, setting.fleet, wanted)):
+        is_own = always is not None and _is_like(each.candidate, always)
+        if (len(short) < num or is_own) and _is_able(each, setting, wanted):
+            short.append(each)
+            always = None if is_own else always
+        if len(short) >= num and always is None:
+            break
+    return tuple(short)
+
+
+def _is_able(each: Listed, setting: Setting, wanted: Wanted) -> bool:
+    """Links are not asked about in the phases' own goodputs: here they are."""
+    if each.candidate.num_gpus > wanted.max_gpus or hosts_of(setting.fleet, each.candidate) is None:
+        return False
+    limit = setting.bounds(cluster_of(setting.fleet, each.candidate))
+    return limit.links_per_s >= (wanted.rate_per_s or 0.0)
 
 
 def _order(each: Listed, fleet: Fleet, wanted: Wanted) -> tuple[float, float, str]:

@@ -18,6 +18,8 @@ from policy.table import Floats, Ints
 
 BUSY_LINK = 0.7
 """Load from which on waiting for the network is what makes the second token late."""
+FULL_LINK = 0.95
+"""Load from which on it is links whatever else is late."""
 WAITING_SHARE = 0.2
 """Of TPOT: so much more of it is spent before the second token than a step takes."""
 S_PER_HOUR = 3600.0
@@ -162,8 +164,15 @@ def _mean(runs: Sequence[_Counted], name: str) -> float:
 
 
 def _bottleneck(runs: Sequence[_Counted], classes: Sequence[RequestClass]) -> Bottleneck:
-    """Whichever limit is nearest; for TPOT, what makes answers late."""
-    if _needed(runs, classes, ["ttft_s"]) >= _needed(runs, classes, ["tpot_s"]):
+    """Whichever limit is nearest, or missed; for TPOT, what makes answers late.
+
+    A full link or a full decode pool keeps KV, and so prefill, from going on: what comes later in a
+    request's life is looked at first.
+    """
+    if _mean(runs, "link_load") > FULL_LINK:
+        return Bottleneck.LINKS
+    ttft, tpot = _needed(runs, classes, ["ttft_s"]), _needed(runs, classes, ["tpot_s"])
+    if ttft >= tpot and tpot <= 1:
         return Bottleneck.PREFILL
     if _waiting_share(runs) < WAITING_SHARE:
         return Bottleneck.DECODE

@@ -66,10 +66,10 @@ def test_hosts(asked: dict[str, object], num_hosts: int, per_host: int) -> None:
     assert (hardware.num_hosts, hardware.gpus_per_host) == (num_hosts, per_host)
 
 
-def test_what_is_owned_costs_nothing_more() -> None:
+def test_what_is_owned_costs_its_power_alone() -> None:
     rented, owned = fleet(kinds=("h100-sxm",), owned=("h100-sxm=8",)).hardware
     assert rented.price_usd_per_gpu_hour > 0
-    assert owned.price_usd_per_gpu_hour == 0
+    assert owned.price_usd_per_gpu_hour == pytest.approx(0.7 * 0.15)
     assert owned.power == rented.power
 
 

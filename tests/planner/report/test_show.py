@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from planner.report.choice import chosen
+from planner.report.choice import chosen, chosen_text
 from planner.report.document import as_json, plan_document
 from planner.report.explain import as_text, explained
 from planner.report.table import SHOWN_AT_MOST, answer_tables, nearest
@@ -78,6 +78,7 @@ def test_the_better_architecture_is_chosen_and_named(
     winner = chosen(found, asked)
     assert winner is not None
     assert winner.candidate.is_colocated is is_colocated
+    assert ("colocated wins" in chosen_text(winner, found, asked)) is is_colocated
     text = as_text(explained(made, asked, found))
     assert ("colocated wins with the same latency model" in text) is is_colocated
 

@@ -29,7 +29,8 @@ from tests.planner.search.pools import colocated, one_pair, pool
 PACKED = [
     # id                   needs                               hosts of 4   on
     ("one each", [Need(1, 4), Need(1, 4)], 2, (0, 1)),
-    ("the large one first", [Need(1, 1), Need(1, 4), Need(1, 3)], 2, (1, 0, 1)),
+    ("in the order given", [Need(1, 1), Need(1, 4), Need(1, 3)], 2, (0, 1, 0)),
+    ("the largest first", [Need(1, 2), Need(1, 1), Need(1, 2), Need(1, 3)], 2, (1, 0, 1, 0)),
     ("stages spread", [Need(2, 3), Need(1, 1)], 2, (0, 0)),
     ("one host too few", [Need(1, 4), Need(1, 1)], 1, None),
     ("a stage is never split", [Need(1, 5)], 9, None),
@@ -61,11 +62,18 @@ def test_a_cluster_is_what_its_pools_say() -> None:
     made = cluster_of(fleet(), candidate)
     assert made.num_gpus == candidate.num_gpus == 8
     assert [each.role for each in made.instances] == [Role.PREFILL, Role.PREFILL, Role.DECODE]
-    assert [each.host for each in made.instances] == [1, 1, 0]
+    assert [each.host for each in made.instances] == [0, 0, 1]
     prefill, decode = made.kinds
     assert (prefill.capacity_tokens, decode.capacity_tokens) == (100_000, 200_000)
     assert (prefill.price_usd_per_hour, decode.power.provisioned_w) == (4.0, 2000)
     assert (usd_per_hour(made), provisioned_w(made)) == (16.0, 4000)
+
+
+def test_phases_are_spread_alike_over_hosts() -> None:
+    made = cluster_of(fleet(), one_pair(4, 4))
+    assert [each.host for each in made.instances] == [0, 0, 1, 1] * 2
+    uneven = cluster_of(fleet(), one_pair(2, 6))
+    assert [each.host for each in uneven.instances[:2]] == [0, 1]
 
 
 def test_what_a_goal_saves() -> None:

@@ -60,8 +60,10 @@ def needs(prefill: int, decode: int, room: int = 10_000) -> Callable[[Counts], J
 
 
 def test_the_phase_that_misses_grows() -> None:
-    assert missing(judgement(0.8, 0.9)) == 0
-    assert missing(judgement(0.9, 0.8)) == 1
+    assert missing(judgement(0.8, 1.0)) == 0
+    assert missing(judgement(1.0, 0.8)) == 1
+    # Decode that is full keeps prefill from going on.
+    assert missing(judgement(0.1, 0.8)) == 1
 
 
 SIZED = [
@@ -93,10 +95,14 @@ def test_what_is_found_passes_and_nothing_can_be_taken_away(
     attempt = needs(prefill, decode)
     found = sized((n, m), attempt)
     assert found is not None
-    if found.judgement.attains:  # else it had to grow more than sevenfold
-        assert found.counts == (prefill, decode)
-    else:
-        assert len(found.tried) == 40
+    assert found.counts == (prefill, decode)
+
+
+def test_what_is_no_help_does_not_grow_for_ever() -> None:
+    found = sized((3, 2), lambda _: judgement(1.0, 0.2))
+    assert found is not None
+    assert not found.judgement.attains
+    assert len(found.tried) <= 5
 
 
 def test_the_largest_that_has_room_is_told_where_none_passes() -> None:

@@ -21,6 +21,7 @@ MAX_BATCH = 4
 RATE = PS_PER_S / 2**10
 """Bytes per second; a power of two per picosecond."""
 BLOCK_TOKENS = 4
+SCHEDULINGS = (Scheduling.EXCLUSIVE, Scheduling.JOINED, Scheduling.CHUNKED)
 
 
 def _draw(draw: Any, least: int, most: int) -> int:  # noqa: ANN401 - as hypothesis
@@ -64,7 +65,7 @@ def step_times(draw: Any, *, stages: int, whole: bool) -> StepTimes:  # noqa: AN
 def kinds(draw: Any, *, name: str, stages: int = 0) -> Kind:  # noqa: ANN401
     """Memory is often tight; never too small for one request of `traffics`."""
     # SPLITWISE has its own tests, against the published simulator.
-    scheduling = draw(st.sampled_from([s for s in Scheduling if s is not Scheduling.SPLITWISE]))
+    scheduling = draw(st.sampled_from(SCHEDULINGS))
     stages = stages or draw(st.sampled_from([1, 1, 2]))
     whole = scheduling is not Scheduling.EXCLUSIVE or draw(st.booleans())
     return Kind(
