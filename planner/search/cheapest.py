@@ -4,6 +4,7 @@ More machines of either slot are taken to do no worse.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from math import ceil
 
 from planner.search.machines import (
@@ -51,10 +52,13 @@ class Cheapest:
             return [self._fewest(enough)]
         fewest_readers = self._fewest(enough)[0]
         best, cost = [enough], self._cost(enough)
-        for writers in range(1, enough[1] + 1):
+        for writers in count(1):
             most = self._most_readers(writers, cost)
+            if most < 1:
+                break
             # With fewer writers than `enough` has, no fewer readers will do.
-            if most < fewest_readers or not self._passes((most, writers)):
+            too_few = most < fewest_readers and writers <= enough[1]
+            if too_few or not self._passes((most, writers)):
                 continue
             counts = self._fewest((most, writers))
             found = self._cost(counts)
@@ -70,7 +74,7 @@ class Cheapest:
                 break
             if self._passes(counts):
                 return counts
-            counts = tuple(ceil(GROWTH * count) for count in counts)
+            counts = tuple(ceil(GROWTH * each) for each in counts)
         return next((c for c in self._edge() if self._passes(c)), None)
 
     def _edge(self) -> Iterator[Counts]:
