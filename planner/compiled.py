@@ -34,6 +34,12 @@ class Recipe:
     keeps: bool = False
     """The result is stored, under a name that changes with any of the sources."""
 
+    @property
+    def tag(self) -> str:
+        """Of how functions differ from what others make of the same source."""
+        names = (*(name for name, _ in self.instead), *sorted(self.inlined), *sorted(self.frugal))
+        return hashlib.sha256(",".join(names).encode()).hexdigest()[:8]
+
 
 def compiled(function: Callable[..., Any], recipe: Recipe | None = None) -> Any:  # noqa: ANN401
     """The function, and all that it calls of `policy` and `planner`, as machine code.
@@ -63,6 +69,9 @@ def _compile(function: Callable[..., Any], done: dict[str, Any], recipe: Recipe)
             if isinstance(value, FunctionType) and value.__module__.startswith(PACKAGES):
                 known[used] = _compile(value, done, recipe)
         copy = FunctionType(function.__code__, known, function.__name__, function.__defaults__)
+        # Machine code from disk is known by its name alone: what was made otherwise, in another
+        # process, must not have the same one.
+        copy.__qualname__ = f"{function.__qualname__}_{recipe.tag}"
         done[name] = njit(
             error_model="numpy",
             nogil=True,

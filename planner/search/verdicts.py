@@ -136,10 +136,20 @@ def _counted(outcome: Outcome, classes: Sequence[RequestClass], window: Window) 
 
 
 def link_load(outcome: Outcome) -> float:
-    """Of the way out of the host that sent most: what it sent over what it could have."""
-    could = outcome.cluster.network.host_bytes_per_s * outcome.end_ps / PS_PER_S
-    most = float(outcome.moved_bytes.max(initial=0.0))
-    return most / could if could > 0 and np.isfinite(could) else 0.0
+    """Of the host whose way out, or in, is the fullest: KV that passed it over what could have."""
+    cluster, traffic = outcome.cluster, outcome.traffic
+    could = cluster.network.host_bytes_per_s * outcome.end_ps / PS_PER_S
+    if not 0 < could < np.inf:
+        return 0.0
+    hosts = np.array([each.host for each in cluster.instances])
+    kv_bytes = np.array([cluster.kinds[e.kind].kv_bytes_per_token for e in cluster.instances])
+    moved = np.flatnonzero(outcome.handoff_ps >= 0)
+    sources, sinks = outcome.prefill_by[moved], outcome.decode_by[moved]
+    sizes = kv_bytes[sources] * traffic.num_prompt_tokens[moved]
+    # What stays on its host does not pass its network.
+    sizes = np.where(hosts[sources] == hosts[sinks], 0.0, sizes)
+    ways = (np.bincount(hosts[ends], weights=sizes) for ends in (sources, sinks))
+    return max(float(way.max(initial=0.0)) for way in ways) / could
 
 
 def average_w(outcome: Outcome) -> float:

@@ -98,8 +98,9 @@ def _end_prompt(sim: Sim, i: int, r: int, at_ps: int) -> None:
     request.held = 0
     if request.decode_by >= 0:
         sim.table.num_incoming[request.decode_by] -= 1
-        if request.decode_by != i:
-            sim.lanes[i].pool_memory -= request.prompt + 1
+    if request.decode_by != i:
+        # Also where whoever was to write the answer has been lost meanwhile.
+        sim.lanes[i].pool_memory -= request.prompt + 1
     _finish(sim, r, at_ps)
     freed(sim, i, at_ps)
 
