@@ -7,6 +7,7 @@ from itertools import product
 from core.member import Role
 from core.parallel import ParallelLayout
 from planner.search.fleet import Fleet, Hardware
+from planner.search.hosts import Need, packed
 from planner.search.results import Candidate, Pool
 from planner.sim.spec import Scheduling
 
@@ -29,11 +30,16 @@ def layouts(hardware: Hardware, limits: Limits, role: Role) -> tuple[ParallelLay
     found = (
         layout
         for layout in hardware.source.layouts()
-        if layout.tp <= hardware.gpus_per_host
-        and layout.num_workers <= most
+        if layout.num_workers <= most
+        and _fits(hardware, layout)
         and _request_room(hardware, layout, role) >= limits.least_tokens
     )
     return tuple(sorted(found, key=lambda layout: (layout.num_workers, layout.pp)))
+
+
+def _fits(hardware: Hardware, layout: ParallelLayout) -> bool:
+    need = Need(num_stages=layout.pp, gpus_per_stage=layout.tp)
+    return packed([need], hardware.gpus_per_host, hardware.num_hosts) is not None
 
 
 def _request_room(hardware: Hardware, layout: ParallelLayout, role: Role) -> int:

@@ -78,7 +78,8 @@ def _at_rate(task: Task, candidate: Candidate, found: Sized) -> Ranked:
     cluster = cluster_of(task.setting.fleet, candidate)
     first_per_s = found.judgement.rate_per_s
     search = _search(task, cluster, first_per_s)
-    return _ranked(task, candidate, cluster, _found(task, cluster, search), found.judgement)
+    goodput = _found(task, cluster, search, known=found.judgement)
+    return _ranked(task, candidate, cluster, goodput, found.judgement)
 
 
 def _at_goodput(task: Task, listed: Listed) -> Ranked:
@@ -98,12 +99,15 @@ def _search(task: Task, cluster: Cluster, first_per_s: float) -> Search:
     )
 
 
-def _found(task: Task, cluster: Cluster, search: Search) -> Found:
-    return find(
-        lambda rate_per_s: judged_with(task.setting.joint, cluster, rate_per_s, task.spare),
-        search,
-        max_widenings=MAX_WIDENINGS,
-    )
+def _found(
+    task: Task, cluster: Cluster, search: Search, *, known: Judgement | None = None
+) -> Found:
+    def try_rate(rate_per_s: float) -> Judgement:
+        if known is not None and known.rate_per_s == rate_per_s and known.num_runs:
+            return known
+        return judged_with(task.setting.joint, cluster, rate_per_s, task.spare)
+
+    return find(try_rate, search, max_widenings=MAX_WIDENINGS)
 
 
 def _ranked(

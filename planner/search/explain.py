@@ -4,42 +4,48 @@ from collections.abc import Iterator, Sequence
 
 from core.member import Role
 from planner.search.results import Ranked
-from planner.search.screen import Screened, best
+from planner.search.screen import Screened, Screening, best
 
 NAMED_AT_MOST = 6
 """Layouts that one sentence names."""
 
 
 def reasons(
-    screened: Sequence[Screened],
+    screens: Sequence[Screening],
     ranked: Sequence[Ranked],
     colocated: Ranked | None,
     rate_per_s: float | None,
 ) -> Iterator[str]:
     """In the order in which it was found out."""
-    for role in (Role.PREFILL, Role.DECODE, Role.MIXED):
-        yield from _of_phase(role, [each for each in screened if each.pool.role is role])
+    for screening in screens:
+        yield from _of_phase(screening)
     if ranked:
         yield from _of_clusters(ranked, rate_per_s)
     yield from _of_rivals(next((r for r in ranked if r.attains), None), colocated)
 
 
-def _of_phase(role: Role, screened: Sequence[Screened]) -> Iterator[str]:
+def _of_phase(screening: Screening) -> Iterator[str]:
     what = {Role.PREFILL: "prefill alone, judged on TTFT", Role.DECODE: "decode alone, on TPOT"}
-    name = what.get(role, "both phases on each instance")
-    if not screened:
+    name, found = what.get(screening.role, "both phases on each instance"), screening.found
+    if not found:
         yield f"{name}: no layout fits the GPUs"
         return
-    chosen = best(screened)
+    num = len(found) + len(screening.beaten)
+    chosen = best(found)
     if chosen is None:
-        yield f"{name}: none of {len(screened)} layouts keeps its limits at any rate"
+        yield f"{name}: none of {num} layouts keeps its limits at any rate"
     else:
         yield (
-            f"{name}: of {len(screened)} layouts {_layout(chosen)} attains most per GPU, "
+            f"{name}: of {num} layouts {_layout(chosen)} attains most per GPU, "
             f"{chosen.per_gpu:.3g} requests/s; its {chosen.bound} allows no more than "
             f"{chosen.found.most_per_s / chosen.pool.num_gpus:.3g}"
         )
-    yield from _too_slow(name, screened)
+    if screening.beaten:
+        yield (
+            f"{name}: {len(screening.beaten)} layouts not tried: work conservation allows them "
+            "no more than as many GPUs of smaller ones attain"
+        )
+    yield from _too_slow(name, found)
 
 
 def _too_slow(name: str, screened: Sequence[Screened]) -> Iterator[str]:

@@ -27,20 +27,28 @@ class Workers:
     on_progress: Progress = silent
 
     def each(
-        self, what: str, work: Callable[[Asked], Answered], asked: Sequence[Asked]
+        self,
+        what: str,
+        work: Callable[[Asked], Answered],
+        asked: Sequence[Asked],
+        *,
+        done: int = 0,
+        total: int | None = None,
     ) -> list[Answered]:
-        """`work` of each, in order; progress is told from the caller's own thread.
+        """`work` of each, in order; progress is told from the caller's own thread, as a part of a
+        `total` of which some were `done` before.
 
         Raises what the first of them in order raised; the others are ended first.
         """
+        total = len(asked) if total is None else total
         if self.num_threads == 1 or len(asked) <= 1:
             answers = []
-            for number, one in enumerate(asked, 1):
+            for number, one in enumerate(asked, done + 1):
                 answers.append(work(one))
-                self.on_progress(f"{what}: {number} of {len(asked)}")
+                self.on_progress(f"{what}: {number} of {total}")
             return answers
         with ThreadPoolExecutor(self.num_threads) as executor:
             futures = [executor.submit(work, one) for one in asked]
-            for number, _ in enumerate(as_completed(futures), 1):
-                self.on_progress(f"{what}: {number} of {len(asked)}")
+            for number, _ in enumerate(as_completed(futures), done + 1):
+                self.on_progress(f"{what}: {number} of {total}")
             return [future.result() for future in futures]

@@ -1,7 +1,7 @@
 """The whole search, from a question to its answer: screen layouts, list clusters, simulate them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,7 @@ from planner.search.fleet import Fleet
 from planner.search.parallel import Progress, Workers, silent
 from planner.search.question import Affinity, Answer, Question
 from planner.search.results import ranking
-from planner.search.screen import Screened, screen
+from planner.search.screen import Screened, Screening, screen
 from planner.search.setting import Setting, setting
 from planner.search.shortlist import (
     Listed,
@@ -28,15 +28,6 @@ from planner.search.shortlist import (
 )
 from planner.search.trials import Counted
 from planner.search.unloaded import Reach
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Screens:
-    """Single instances, by what they do."""
-
-    prefill: tuple[Screened, ...]
-    decode: tuple[Screened, ...]
-    mixed: tuple[Screened, ...]
 
 
 def plan(question: Question, on_progress: Progress = silent) -> Answer:
@@ -56,13 +47,12 @@ def plan(question: Question, on_progress: Progress = silent) -> Answer:
     has_rate = question.rate_per_s is not None
     ranked = ranking(disaggregated, question.goal, has_rate=has_rate)
     colocated = next(iter(ranking(mixed, question.goal, has_rate=has_rate)), None)
-    every = (*screens.prefill, *screens.decode, *screens.mixed)
     return Answer(
         ranked=ranked,
         colocated=colocated,
-        missed=missed(every),
+        missed=missed([each for screening in screens for each in screening.found]),
         best_rate_per_s=max((each.found.low_per_s for each in (*ranked, *mixed)), default=0.0),
-        reasons=tuple(reasons(every, ranked, colocated, question.rate_per_s)),
+        reasons=tuple(reasons(screens, ranked, colocated, question.rate_per_s)),
         num_runs=simulate.num_runs,
         num_requests=simulate.num_requests,
     )
@@ -79,13 +69,15 @@ def setting_of(question: Question) -> Setting:
     )
 
 
-def _screens(question: Question, shared: Setting, workers: Workers) -> _Screens:
+def _screens(question: Question, shared: Setting, workers: Workers) -> list[Screening]:
+    """Of prefill, of decode, and of both on one instance."""
     fleet, limits = question.fleet, _limits(question, shared)
-    return _Screens(
-        prefill=screen(shared, pools(fleet, Role.PREFILL, limits), workers, "prefill layouts"),
-        decode=screen(shared, pools(fleet, Role.DECODE, limits), workers, "decode layouts"),
-        mixed=screen(shared, mixed_pools(fleet, limits), workers, "colocated layouts"),
-    )
+    asked = {
+        Role.PREFILL: ("prefill layouts", pools(fleet, Role.PREFILL, limits)),
+        Role.DECODE: ("decode layouts", pools(fleet, Role.DECODE, limits)),
+        Role.MIXED: ("colocated layouts", mixed_pools(fleet, limits)),
+    }
+    return [screen(shared, role, made, workers, what) for role, (what, made) in asked.items()]
 
 
 def _limits(question: Question, shared: Setting) -> Limits:
@@ -102,10 +94,10 @@ def _limits(question: Question, shared: Setting) -> Limits:
 
 
 def _disaggregated(
-    question: Question, shared: Setting, screens: _Screens, wanted: Wanted
+    question: Question, shared: Setting, screens: Sequence[Screening], wanted: Wanted
 ) -> Sequence[Listed]:
     """At the rate; or, where the GPUs do not suffice for it, with all of them."""
-    prefill, decode, num = screens.prefill, screens.decode, question.num_simulated
+    prefill, decode, num = screens[0].found, screens[1].found, question.num_simulated
     always = algorithm_1(prefill, decode)
     for asked in (wanted, replace(wanted, rate_per_s=None)):
         short: list[Listed] = []
@@ -127,11 +119,11 @@ def _is_far(fleet: Fleet) -> bool:
 
 
 def _mixed(
-    question: Question, shared: Setting, screens: _Screens, wanted: Wanted
+    question: Question, shared: Setting, screens: Sequence[Screening], wanted: Wanted
 ) -> Sequence[Listed]:
     num = max(1, question.num_simulated // 2)
     for asked in (wanted, replace(wanted, rate_per_s=None)):
-        listed = list(of_mixed(screens.mixed, asked))
+        listed = list(of_mixed(screens[2].found, asked))
         if short := shortlist(listed, shared, asked, num=num, always=None):
             return short
     return ()

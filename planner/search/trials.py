@@ -90,9 +90,11 @@ def judged(trials: Trials, cluster: Cluster, rate_per_s: float) -> Judgement:
     return verdict
 
 
-def outcomes(trials: Trials, cluster: Cluster, rate_per_s: float) -> Iterator[Outcome]:
+def outcomes(
+    trials: Trials, cluster: Cluster, rate_per_s: float, num_runs: int
+) -> Iterator[Outcome]:
     """The first runs, whole, one after the other: what quantiles and watts are read from."""
-    for number in range(min(trials.sampling.first_runs, _max_runs(trials))):
+    for number in range(min(num_runs, _max_runs(trials))):
         traffic = _traffic(trials, rate_per_s, trials.sampling.seed + number)
         yield trials.simulate(cluster, traffic)
 

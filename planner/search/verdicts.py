@@ -22,6 +22,8 @@ FULL_LINK = 0.95
 """Load from which on it is links whatever else is late."""
 WAITING_SHARE = 0.2
 """Of TPOT: so much more of it is spent before the second token than a step takes."""
+MAX_RUNS = 12
+"""That are looked at closely: a thousand requests each leave 84 above a P99."""
 S_PER_HOUR = 3600.0
 LIMITS = ("ttft_s", "tpot_s", "e2e_s")
 
@@ -50,7 +52,9 @@ def verdict(trials: Trials, cluster: Cluster, judgement: Judgement) -> Verdict:
         judgement = judged(whole(trials), cluster, rate_per_s)
     classes = tuple(trials.workload.classes)
     window = trials.sampling.window
-    runs = [_counted(o, classes, window) for o in outcomes(trials, cluster, rate_per_s)]
+    num_runs = min(judgement.num_runs, MAX_RUNS)
+    played = outcomes(trials, cluster, rate_per_s, num_runs)
+    runs = [_counted(outcome, classes, window) for outcome in played]
     tokens_per_s = _mean(runs, "output_tokens_per_s")
     return Verdict(
         judgement=judgement,

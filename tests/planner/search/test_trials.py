@@ -159,5 +159,5 @@ def test_what_is_played_is_counted() -> None:
         simulate=counted, workload=Work(), judge=Joint(classes=(CHAT,)), sampling=SAMPLING
     )
     num_runs = judged(made, one_instance(), 1.0).num_runs
-    num_runs += len(list(outcomes(made, one_instance(), 1.0)))
+    num_runs += len(list(outcomes(made, one_instance(), 1.0, 2)))
     assert (counted.num_runs, counted.num_requests) == (num_runs, num_runs * NUM)
