@@ -25,7 +25,7 @@ class Recipe:
     """How to compile; modules and functions by their full names."""
 
     frugal: frozenset[str] = frozenset()
-    """Modules whose functions make no arrays, and so need not count who uses them, which takes
+    """Modules, or functions, that make no arrays and so need not count who uses them, which takes
     most of the time of small ones."""
     inlined: frozenset[str] = frozenset()
     """Functions made part of their caller: each level of calls is optimised anew with all below."""
@@ -75,7 +75,7 @@ def _compile(function: Callable[..., Any], done: dict[str, Any], recipe: Recipe)
         done[name] = njit(
             error_model="numpy",
             nogil=True,
-            _nrt=function.__module__ not in recipe.frugal,
+            _nrt=not {name, function.__module__} & recipe.frugal,
             inline="always" if name in recipe.inlined else "never",
         )(copy)
     return done[name]

@@ -77,9 +77,9 @@ class Joint:
         return own + [np.ones(len(traffic.arrival_ps), dtype=np.bool_)] * len(MARGINALS)
 
     def kept(self, outcome: Outcome) -> Sequence[Bools]:
-        """All limits; each of MARGINALS."""
-        alone = [outcome.met(_only(limit, self.classes)) for limit in MARGINALS]
-        return [outcome.met(self.slos)] * len(self.classes) + alone
+        """All limits; each of MARGINALS: without a first token it is TTFT that is missed."""
+        met = [outcome.met(self.slos)] * len(self.classes)
+        return [*met, within(outcome, "ttft_s", self.slos), _tpot_kept(outcome, self.slos)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +107,8 @@ class Marginal:
         return [np.ones(len(traffic.arrival_ps), dtype=np.bool_)] * 2
 
     def kept(self, outcome: Outcome) -> Sequence[Bools]:
-        """A TPOT that is undefined keeps any limit."""
-        return [
-            ~(outcome.ttft_s > _limit(self.slo.ttft_s)),
-            ~(outcome.tpot_s > _limit(self.slo.tpot_s)),
-        ]
+        """Each by itself."""
+        return [within(outcome, name, self.slos) for name in ("ttft_s", "tpot_s")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +131,18 @@ def only(limit: str, classes: Sequence[RequestClass]) -> Joint:
 def _only(limit: str, classes: Sequence[RequestClass]) -> tuple[Slo, ...]:
     name = f"{limit}_s"
     return tuple(Slo(**{name: getattr(each.slo, name)}) for each in classes)
+
+
+def within(outcome: Outcome, name: str, slos: Sequence[Slo]) -> Bools:
+    """Which requests keep one limit of their class; one that is undefined keeps any, what never
+    came none but where there is no limit."""
+    limits = np.array([_limit(getattr(slo, name)) for slo in slos])[outcome.traffic.request_class]
+    kept: Bools = ~(getattr(outcome, name) > limits)
+    return kept
+
+
+def _tpot_kept(outcome: Outcome, slos: Sequence[Slo]) -> Bools:
+    return within(outcome, "tpot_s", slos) | (outcome.first_token_ps < 0)
 
 
 def _limit(limit_s: float | None) -> float:

@@ -35,7 +35,7 @@ class Unloaded(NamedTuple):
 class Reference(Protocol):
     """Machines that slowdowns are counted against."""
 
-    def __call__(self, num_prompt_tokens: Ints, num_output_tokens: Ints) -> Unloaded:
+    def __call__(self, num_prompt_tokens: Ints, num_output_tokens: Ints, /) -> Unloaded:
         """Of each request."""
         ...
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from enum import StrEnum
 
+from core.member import Role
 from planner.search.fleet import losses, without
 from planner.search.intervals import Interval
 from planner.search.steady import Judged, Judgement
@@ -38,11 +39,17 @@ def judged_with(trials: Trials, cluster: Cluster, rate_per_s: float, spare: Spar
         if not verdict.attains:
             break
         if left is None:
-            return impossible(trials, rate_per_s)
+            return impossible(trials, rate_per_s, _scarce(cluster))
         other = judged(trials, left, rate_per_s)
         if not other.attains or other.worst.margin < verdict.worst.margin:
             verdict = other
     return verdict
+
+
+def _scarce(cluster: Cluster) -> str:
+    """The limit of the phase that the fewest serve: a loss leaves nobody of it."""
+    roles = [each.role for each in cluster.instances]
+    return "ttft" if roles.count(Role.PREFILL) <= roles.count(Role.DECODE) else "tpot"
 
 
 def impossible(trials: Trials, rate_per_s: float, missing: str = "") -> Judgement:

@@ -15,8 +15,8 @@ from planner.search.judges import Criterion, Judge
 from planner.sim.outcome import Outcome
 
 NOISE = 3.0
-"""Standard deviations, of a single run. In a steady state the number in flight spreads about as a
-Poisson number of its mean does; several runs tell their own spread."""
+"""Standard deviations. In a steady state the number in flight spreads about as a Poisson number of
+its mean does, near the limit more: of that several runs tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,14 +181,13 @@ def judgement(
 
 
 def grows(trends: Sequence[Trend], growth: float) -> bool:
-    """Whether requests pile up, by more than `growth` of the first third and more than chance.
+    """Whether requests pile up, by more than `growth` of the first third and more than chance:
+    than a Poisson number's, and than that which runs differ by.
 
     A small excess is let pass: near its limit a system is long in getting where it will stay.
     """
-    first = sum(each.first for each in trends) / len(trends)
+    first = max(1.0, sum(each.first for each in trends) / len(trends))
     rises = mean_interval([each.last - each.first for each in trends])
-    if rises.value <= growth * max(1.0, first):
+    if rises.value <= max(growth * first, NOISE * math.sqrt(first / len(trends))):
         return False
-    if len(trends) == 1:
-        return rises.value > NOISE * math.sqrt(max(1.0, first))
-    return rises.low > 0
+    return len(trends) == 1 or rises.low > 0

@@ -1,8 +1,14 @@
 """Who could serve a request: counted, so that policies are asked only where there is a choice."""
 
+from typing import Any
+
+import numpy as np
+
 from planner.sim.heap import NONE
+from planner.sim.prefix import cached_tokens
 from planner.sim.state import ANY_SERVES, Sim
-from policy.table import DECODE_ROLE, MIXED_ROLE, PREFILL_ROLE, Phase, Table
+from policy.scorers import decode_load, prefill_load
+from policy.table import DECODE_ROLE, MIXED_ROLE, PREFILL_ROLE, Ask, Phase, Table
 
 
 def candidates(sim: Sim, r: int, phase: int) -> tuple[int, int]:
@@ -23,7 +29,33 @@ def candidates(sim: Sim, r: int, phase: int) -> tuple[int, int]:
     return (num, serving) if num else (num_able, able)
 
 
-def is_candidate(sim: Sim, i: int, r: int, phase: int) -> bool:
+def pass_over(sim: Sim, r: int, phase: int) -> None:
+    """Nobody but those that `candidates` has just counted is chosen, whatever its score."""
+    for i in range(len(sim.lanes)):
+        if not _is_candidate(sim, i, r, phase):
+            sim.scores[i] = np.inf
+
+
+def score_loads(sim: Sim, r: int, phase: int) -> None:
+    """By a policy that looks at one instance at a time: tables of numbers need no arrays."""
+    for i in range(len(sim.lanes)):
+        if _is_candidate(sim, i, r, phase):
+            sim.scores[i] = _load(sim, i, r, phase)
+        else:
+            sim.scores[i] = np.inf
+
+
+def _load(sim: Sim, i: int, r: int, phase: int) -> Any:  # noqa: ANN401 - a number, not a column
+    rules, request = sim.rules, sim.requests[r]
+    hits: Any = cached_tokens(sim, i, r) if rules.asks_for_hits else 0
+    size = request.prompt + request.emitted
+    ask = Ask(size, request.prompt + request.output, hits, request.prefill_by)
+    if phase == Phase.PREFILL:
+        return prefill_load(rules.policy, _row(sim.table, i), ask)
+    return decode_load(rules.policy, _row(sim.table, i), ask)
+
+
+def _is_candidate(sim: Sim, i: int, r: int, phase: int) -> bool:
     """Of those that `candidates` has just counted."""
     return _is_able(sim, i, r) and (sim.counters[ANY_SERVES] == 0 or _serves(sim, i, phase))
 
@@ -41,7 +73,7 @@ def _serves(sim: Sim, i: int, phase: int) -> bool:
     return bool(sim.table.role[i] == own or sim.table.role[i] == MIXED_ROLE)
 
 
-def row_of(table: Table, i: int) -> Table:
+def _row(table: Table, i: int) -> Table:
     """One instance as policies see it: numbers instead of columns."""
     return Table(
         table.role[i],

@@ -1,10 +1,8 @@
 """Who reads a prompt and who writes its answer: the router's own policy, over the same table."""
 
-from typing import Any
-
 import numpy as np
 
-from planner.sim.candidates import candidates, is_candidate, row_of
+from planner.sim.candidates import candidates, pass_over, score_loads
 from planner.sim.heap import NONE
 from planner.sim.lane import wake
 from planner.sim.mixed_pool import choose_in_pools, promise
@@ -23,7 +21,7 @@ from planner.sim.state import (
 )
 from planner.sim.transfer import give_up, hand_off, refuse
 from policy.admission import forecast, refusal
-from policy.scorers import SLO, decode_load, pick, prefill_load, slo_decode, slo_prefill
+from policy.scorers import SLO, pick, slo_decode, slo_prefill
 from policy.table import MIXED_ROLE, Ask, Bools, Links, Weights
 
 PREFILL, DECODE = 0, 1
@@ -109,27 +107,13 @@ def _best(sim: Sim, r: int, phase: int) -> int:
     rules, counters = sim.rules, sim.counters
     if rules.policy == SLO:
         _predict(sim, r, phase)
-    for i in range(len(sim.lanes)):
-        if not is_candidate(sim, i, r, phase):
-            sim.scores[i] = np.inf
-        elif rules.policy != SLO:
-            sim.scores[i] = _load(sim, i, r, phase)
+        pass_over(sim, r, phase)
+    else:
+        score_loads(sim, r, phase)
     # Park and Miller's generator (CACM 36:7, 1993): low bits as random as high ones.
     counters[DRAW] = counters[DRAW] * 48271 % DRAW_PRIME
     counters[NUM_PICKS] += 1
     return pick(sim.scores, rules.policy, counters[NUM_PICKS] - 1, counters[DRAW])
-
-
-def _load(sim: Sim, i: int, r: int, phase: int) -> Any:  # noqa: ANN401
-    """A number: a table of numbers instead of columns needs no arrays."""
-    rules, request = sim.rules, sim.requests[r]
-    hits: Any = cached_tokens(sim, i, r) if rules.asks_for_hits else 0
-    size = request.prompt + request.emitted
-    ask = Ask(size, request.prompt + request.output, hits, request.prefill_by)
-    row = row_of(sim.table, i)
-    if phase == PREFILL:
-        return prefill_load(rules.policy, row, ask)
-    return decode_load(rules.policy, row, ask)
 
 
 def _predict(sim: Sim, r: int, phase: int) -> None:

@@ -34,8 +34,12 @@ FRUGAL = frozenset(
         *("advance", "start", "end", "lane", "transfer", "links", "changes", "prefix", "heap"),
         *("leap", "state", "mixed_pool", "splitwise", "candidates"),
     )
-) | {"policy.step_times"}
-"""Only placement, which is the router's own source, makes arrays."""
+) | {
+    *("policy.step_times", "policy.scorers.prefill_load", "policy.scorers.decode_load"),
+    "policy.scorers.used_share",
+}
+"""Only placement by predictions, which is the router's own source, makes arrays: the policies of
+load are asked for one row."""
 INLINED = frozenset(
     {"planner.sim.run.run", "planner.sim.place.decide", "planner.sim.place._arrive"}
 )
