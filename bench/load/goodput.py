@@ -4,16 +4,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from bench.load.measures import Measures
-from bench.load.spread import Share
-
-GROWTH = 2.0
-"""From rate to rate until both sides are known."""
-MAX_DOUBLINGS = 10
-"""A thousand times the first rate."""
-MAX_HALVINGS = 6
-"""A 64th of it. What attains nothing there is seldom a matter of load, and slow rates take long."""
-MAX_POINTS = 16
-"""With both sides known after the fewest steps this leaves bisections for any precision in use."""
+from planner.search import bracket
+from planner.search.bracket import Bracket, Try
+from planner.search.intervals import Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +20,15 @@ class Search:
     """Below it too few requests would arrive to say anything."""
     precision: float = 0.1
     """Ends when the two rates differ by at most this share of the lower one."""
+
+    @property
+    def rates(self) -> bracket.Search:
+        """As the planner looks for them."""
+        return bracket.Search(
+            first_rate_per_s=self.first_rate_per_s,
+            least_rate_per_s=self.least_rate_per_s,
+            precision=self.precision,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,35 +60,27 @@ class Goodput:
     @property
     def low_per_s(self) -> float:
         """The highest rate that attained the target with every rate tried below it; 0: none."""
-        attaining = (p.rate_per_s for p in self.points if p.attains(self.target))
-        return max((rate for rate in attaining if rate < self.high_per_s), default=0.0)
+        return self._bracket.low_per_s
 
     @property
     def high_per_s(self) -> float:
         """The lowest rate that did not; infinite where all attained it."""
-        missing = (p.rate_per_s for p in self.points if not p.attains(self.target))
-        return min(missing, default=float("inf"))
+        return self._bracket.high_per_s
 
+    @property
+    def _bracket(self) -> Bracket:
+        return bracket.bracket(self.tries)
 
-def next_rate(found: Goodput, search: Search) -> float | None:
-    """Up or down from the first rate until both sides are known, then the middle; None: done."""
-    low, high = found.low_per_s, found.high_per_s
-    if len(found.points) >= MAX_POINTS:
-        return None
-    if not found.points:
-        return search.first_rate_per_s
-    if high == float("inf"):
-        return low * GROWTH if len(found.points) <= MAX_DOUBLINGS else None
-    if low == 0:
-        is_worth_it = high / GROWTH >= search.least_rate_per_s
-        return high / GROWTH if is_worth_it and len(found.points) <= MAX_HALVINGS else None
-    return (low + high) / 2 if high - low > search.precision * low else None
+    @property
+    def tries(self) -> list[Try]:
+        """What the points come to."""
+        return [Try(point.rate_per_s, point.attains(self.target)) for point in self.points]
 
 
 async def find_goodput(search: Search, try_rate: Callable[[float], Awaitable[Measures]]) -> Goodput:
     """Try one rate after the other; each `try_rate` begins and ends with an idle system."""
     found = Goodput(points=(), target=search.target)
-    while (rate_per_s := next_rate(found, search)) is not None:
+    while (rate_per_s := bracket.next_rate(found.tries, search.rates)) is not None:
         point = _point(rate_per_s, await try_rate(rate_per_s))
         found = Goodput(points=(*found.points, point), target=search.target)
     return found

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from bench.load.backlog import Trend, trend
 from bench.load.outcome import Outcome
-from bench.load.spread import Share, Spread, share, spread
+from bench.load.spread import Spread, spread
 from core import slo
+from planner.search.intervals import Share, share
 
 MAX_CPU_SHARE = 0.7
 """Of one core, which is all that an event loop has: above this the generator's own queueing shows

@@ -8,7 +8,8 @@ from rich.table import Table
 from bench.load.goodput import Goodput, Point
 from bench.load.measures import Measures
 from bench.load.session import LoadResult
-from bench.load.spread import Share, Spread
+from bench.load.spread import Spread
+from planner.search.intervals import Share
 
 QUANTILES = ("mean", "p50", "p90", "p95", "p99", "max")
 NAMES = {

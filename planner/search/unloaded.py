@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.slo import Slo
 from planner.search.inputs import RequestClass, Simulate
 from planner.sim.outcome import Outcome
 from planner.sim.spec import Cluster
@@ -82,8 +81,3 @@ def reaches(outcome: Outcome, classes: Sequence[RequestClass]) -> tuple[Reach, .
 def kept_s(values: Floats, target: float) -> float:
     """The least limit that so many keep; undefined values keep any."""
     return float(np.quantile(np.nan_to_num(values, nan=0.0), target, method="inverted_cdf"))
-
-
-def limits_of(slo: Slo) -> tuple[str, ...]:
-    """Those that are set."""
-    return tuple(name for name in LIMITS if getattr(slo, name) is not None)

@@ -36,7 +36,6 @@ FRUGAL = frozenset(
     )
 ) | {
     *("policy.step_times", "policy.scorers.prefill_load", "policy.scorers.decode_load"),
-    "policy.scorers.used_share",
 }
 """Only placement by predictions, which is the router's own source, makes arrays: the policies of
 load are asked for one row."""

@@ -7,19 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.load.goodput import (
-    MAX_DOUBLINGS,
-    MAX_HALVINGS,
-    MAX_POINTS,
-    Goodput,
-    Point,
-    Search,
-    find_goodput,
-)
+from bench.load.goodput import Goodput, Point, Search, find_goodput
 from bench.load.measures import Measures, Window, measure
 from bench.load.show import verdict
-from bench.load.spread import share
 from core.slo import Slo
+from planner.search.bracket import MAX_DOUBLINGS, MAX_HALVINGS, MAX_POINTS
+from planner.search.intervals import share
 from tests.bench.load.outcomes import IDLE, outcome
 
 LIMITS = Slo(ttft_s=1.0)

@@ -5,7 +5,7 @@ import pytest
 from bench.load.goodput import Goodput, Point
 from bench.load.measures import Window, measure
 from bench.load.reference_server import ReferenceSpec
-from bench.load.spread import share, spread
+from bench.load.spread import spread
 from bench.load_reference import (
     CAPACITY_PER_S,
     OUTPUT_TOKENS,
@@ -16,6 +16,7 @@ from bench.load_reference import (
     known_s,
     off,
 )
+from planner.search.intervals import share
 from tests.bench.load.outcomes import IDLE, outcome
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from bench.load.backlog import in_flight, mean_in_flight, trend
 from bench.load.measures import Cpu, Failures, Measures, Window, measure
 from bench.load.outcome import Outcome, Usage
-from bench.load.spread import share, spread
+from bench.load.spread import spread
 from core.slo import Slo
+from planner.search.intervals import share
 from tests.bench.load.outcomes import IDLE, outcome
 
 LIMITS = Slo(ttft_s=0.6, tpot_s=0.15)

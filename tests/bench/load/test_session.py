@@ -19,10 +19,10 @@ from bench.load.reference_server import ReferenceSpec, application
 from bench.load.run import LoadRun, ProbeFailed
 from bench.load.session import LoadResult, run_bench
 from bench.load.show import show
-from bench.load.spread import share
 from bench.load.workload import Workload
 from core.errors import ConfigError
 from core.slo import Slo
+from planner.search.intervals import share
 from planner.workload.trace import TraceRow, read_trace
 from tests.bench.load.outcomes import IDLE, outcome
 from tests.bench.load.test_http_target import refuse, saying, served

@@ -175,7 +175,7 @@ def outcome(cluster: Cluster, traffic: Traffic, first_ps: Ints, last_ps: Ints) -
         traffic=traffic,
         cluster=cluster,
         first_token_ps=first_ps,
-        second_token_ps=np.where(traffic.num_output_tokens > 1, last_ps, -1),
+        second_token_ps=_second_ps(traffic, first_ps, last_ps),
         last_token_ps=last_ps,
         prefill_start_ps=none,
         handoff_ps=none,
@@ -196,6 +196,13 @@ def outcome(cluster: Cluster, traffic: Traffic, first_ps: Ints, last_ps: Ints) -
             num_transfers=0,
         ),
     )
+
+
+def _second_ps(traffic: Traffic, first_ps: Ints, last_ps: Ints) -> Ints:
+    """A gap like the others after the first."""
+    gaps = traffic.num_output_tokens - 1
+    second_ps = first_ps + (last_ps - first_ps) // np.maximum(gaps, 1)
+    return np.where((gaps > 0) & (last_ps >= 0), second_ps, -1)
 
 
 def outcome_of(
