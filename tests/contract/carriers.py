@@ -11,7 +11,7 @@ import sys
 import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -299,18 +299,44 @@ def _started(arguments: Sequence[str], wire: socket.socket) -> Iterator["subproc
 
 @dataclass(frozen=True)
 class Held:
-    """What this process has of the host's."""
+    """What this process has of the host's; a descriptor is its number and what it stands for."""
 
-    descriptors: list[str] = field(default_factory=lambda: os.listdir("/proc/self/fd"))
-    mapped: list[str] = field(
-        default_factory=lambda: [
+    descriptors: frozenset[tuple[str, str]] = field(default_factory=lambda: _descriptors())
+    mapped: frozenset[str] = field(
+        default_factory=lambda: frozenset(
             line
             for line in Path("/proc/self/maps").read_text().splitlines()
             if "/memfd:baton" in line
-        ]
+        )
     )
-    threads: list[str] = field(default_factory=lambda: [t.name for t in threading.enumerate()])
-    num_tasks: int = field(default_factory=lambda: len(asyncio.all_tasks()))
+    threads: frozenset[tuple[int | None, str]] = field(
+        default_factory=lambda: frozenset((t.ident, t.name) for t in threading.enumerate())
+    )
+    tasks: frozenset["asyncio.Task[object]"] = field(
+        default_factory=lambda: frozenset(asyncio.all_tasks() - {asyncio.current_task()})
+    )
+
+    def beyond(self, earlier: "Held") -> "Held":
+        """What was not held earlier. What is no longer held may be another suite's: libraries
+        give back descriptors of closed servers from threads of their own, whenever they like."""
+        return Held(
+            self.descriptors - earlier.descriptors,
+            self.mapped - earlier.mapped,
+            self.threads - earlier.threads,
+            self.tasks - earlier.tasks,
+        )
+
+
+NOTHING = Held(frozenset(), frozenset(), frozenset(), frozenset())
+
+
+def _descriptors() -> frozenset[tuple[str, str]]:
+    """One that is closed while they are read, the listing's own for one, is not held."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found.add((number, os.readlink(f"/proc/self/fd/{number}")))
+    return frozenset(found)
 
 
 async def _child_source(carrier: Carrier, wire: Wire, sizes: Sequence[int]) -> None:
