@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,8 @@ class Searched:
     spare: str
     affinity: str | None
     num_gpus: int | None
+    max_usd_per_hour: float
+    max_w: float
     seed: int
     threads: int | None
     quick: bool
@@ -79,6 +82,8 @@ def plan(  # noqa: PLR0913 - each is an option of the command line
     spare: o.SpareOption = "none",
     gpu: o.Gpu = None,
     gpus: o.NumGpus = None,
+    max_usd_per_hour: o.MaxUsdPerHour = None,
+    max_watts: o.MaxWatts = None,
     owned: o.Owned = None,
     gpus_per_host: o.GpusPerHost = None,
     hardware: o.HardwareFile = None,
@@ -164,6 +169,8 @@ def plan(  # noqa: PLR0913 - each is an option of the command line
             spare=spare,
             affinity=affinity,
             num_gpus=gpus,
+            max_usd_per_hour=inf if max_usd_per_hour is None else max_usd_per_hour,
+            max_w=inf if max_watts is None else max_watts,
             seed=seed,
             threads=threads,
             quick=quick,
@@ -216,6 +223,8 @@ def _question(setup: "Setup", searched: Searched) -> "Question":
         simulate=simulate,
         rate_per_s=searched.rate,
         max_gpus=searched.num_gpus,
+        max_usd_per_hour=searched.max_usd_per_hour,
+        max_w=searched.max_w,
         limits=Limits(),
         sampling=_sampling(quick=searched.quick, seed=searched.seed),
         precision=QUICK_PRECISION if searched.quick else PRECISION,

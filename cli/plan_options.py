@@ -67,6 +67,18 @@ Gpu = Annotated[
 NumGpus = Annotated[
     int | None, typer.Option("--gpus", help="At most, of all kinds.", rich_help_panel=GPUS)
 ]
+MaxUsdPerHour = Annotated[
+    float | None,
+    typer.Option("--max-usd-per-hour", help="Price of all GPUs, at most.", rich_help_panel=GPUS),
+]
+MaxWatts = Annotated[
+    float | None,
+    typer.Option(
+        "--max-watts",
+        help="Installed power of all GPUs with their share of the hosts, at most.",
+        rich_help_panel=GPUS,
+    ),
+]
 Owned = Annotated[
     list[str] | None,
     typer.Option(

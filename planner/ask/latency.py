@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from core.errors import ConfigError, NoProfile
+from core.profile import ALONE, LOADED, Profile
 from core.profile import load as load_profile
 from planner.ask.model import Model
 from policy.distserve import DistServe
@@ -84,7 +85,18 @@ def measured(times: Times, model: Model) -> Measured:
     except FileNotFoundError:
         there_is = tuple(sorted(path.name for path in times.profile.parent.glob("*.json")))
         raise NoProfile(str(times.profile), there_is, "make it with `baton profile`") from None
-    return Measured(profile=profile, shape=model.shape, num_blocks=times.num_blocks)
+    return Measured(
+        profile=profile,
+        shape=model.shape,
+        num_blocks=times.num_blocks,
+        condition=condition_of(profile),
+    )
+
+
+def condition_of(profile: Profile) -> str:
+    """With neighbours at work where instances share a processor; a GPU is one instance's own."""
+    is_known = all(LOADED in [c.name for c in each.conditions] for each in profile.layouts)
+    return LOADED if profile.subject.device == "cpu" and is_known else ALONE
 
 
 def _published(latency: Latency, model: str, key: str) -> LatencySource:

@@ -29,6 +29,11 @@ def plan_document(
         "model": setup.model.shape.name,
         "goal": question.goal.value,
         "rate_per_s": question.rate_per_s,
+        "budget": {
+            "gpus": question.most_gpus,
+            "usd_per_hour": question.max_usd_per_hour,
+            "watts": question.max_w,
+        },
         "is_feasible": answer.is_feasible,
         "colocated_wins": answer.colocated_wins,
         "chosen": None if winner is None else ranked_document(winner),

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from math import ceil
 
+from planner.search.budget import affordable
 from planner.search.machines import (
     ANY_COUNT,
     Budget,
     Counts,
     Design,
     Saving,
-    affordable,
     with_count,
 )
 from planner.search.steady import Judgement

@@ -7,7 +7,7 @@ from functools import partial
 from core.member import Role
 from planner.search.bracket import Search
 from planner.search.candidates import times_as_many
-from planner.search.fleet import cluster_of, hosts_of, usd_per_hour
+from planner.search.fleet import cluster_of, usd_per_hour
 from planner.search.goodput import find
 from planner.search.joint import Counts, Sized, sized
 from planner.search.results import Candidate, Found, Ranked, Verdict
@@ -59,8 +59,7 @@ def _counted(candidate: Candidate, counts: Counts) -> Candidate:
 def _attempt(task: Task, base: Candidate, counts: Counts) -> Judgement | None:
     candidate, rate_per_s = _counted(base, counts), task.wanted.rate_per_s
     assert rate_per_s is not None
-    fits = hosts_of(task.setting.fleet, candidate) is not None
-    if not fits or candidate.num_gpus > task.wanted.max_gpus:
+    if not task.wanted.has_room(task.setting.fleet, candidate):
         return None
     return _judged(task, cluster_of(task.setting.fleet, candidate), rate_per_s)
 

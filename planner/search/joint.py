@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from planner.search.budget import Amounts, less, num_affordable
 from planner.search.judges import MARGINALS
 from planner.search.steady import Judgement
 
@@ -168,10 +169,11 @@ def _between(too_few: int, enough: int, is_enough: Callable[[int], bool]) -> int
     return enough
 
 
-def splits(budget: int, costs: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Every (n, m) to which no instance of either kind can be added within the budget of GPUs."""
+def splits(budget: Amounts, costs: tuple[Amounts, Amounts]) -> Iterator[tuple[int, int]]:
+    """Every (n, m) to which no instance of either kind can be added within the budget."""
     prefill, decode = costs
-    for n in range(1, (budget - decode) // prefill + 1):
-        m = (budget - n * prefill) // decode
-        if budget - n * prefill - m * decode < prefill:
+    for n in range(1, num_affordable(less(budget, decode, 1), prefill) + 1):
+        left = less(budget, prefill, n)
+        m = num_affordable(left, decode)
+        if not num_affordable(less(left, decode, m), prefill):
             yield n, m

@@ -7,6 +7,7 @@ from itertools import product
 from math import inf
 
 from core.member import Role
+from planner.search.budget import affordable
 from planner.sim.spec import MIXED_POOL, Cluster, Instance, Kind, Network
 
 Counts = tuple[int, ...]
@@ -116,11 +117,6 @@ class Design:
         """Neither budget nor inventory is exceeded."""
         slots = range(len(self.slots))
         return all(counts[slot] <= self.most(counts, slot, budget) for slot in slots)
-
-
-def affordable(left: float, each: float) -> int:
-    """So many of a price; a hair more, or 24.8 · 3 would not hold three of 24.8."""
-    return int(left / each + 1e-9) if left > 0 else 0
 
 
 def with_count(counts: Counts, slot: int, count: int) -> Counts:

@@ -38,7 +38,7 @@ def plan(question: Question, on_progress: Progress = silent) -> Answer:
     shared = setting_of(replace(question, simulate=simulate))
     workers = Workers(num_threads=question.num_threads, on_progress=on_progress)
     screens = _screens(question, shared, workers)
-    wanted = Wanted(goal=question.goal, rate_per_s=question.rate_per_s, max_gpus=question.most_gpus)
+    wanted = Wanted(goal=question.goal, rate_per_s=question.rate_per_s, budget=question.budget)
     task = partial(decided, Task(setting=shared, wanted=wanted, spare=question.spare))
     disaggregated = workers.each(
         "clusters with two pools", task, _disaggregated(question, shared, screens, wanted)
@@ -102,11 +102,11 @@ def _disaggregated(
     for asked in (wanted, replace(wanted, rate_per_s=None)):
         short: list[Listed] = []
         if Affinity.HIGH in question.affinity:
-            listed = list(of_pairs(prefill, decode, asked))
+            listed = list(of_pairs(question.fleet, prefill, decode, asked))
             short += shortlist(listed, shared, asked, num=num, always=always)
         if Affinity.LOW in question.affinity and _is_far(question.fleet):
             made = units(question.fleet, question.limits)
-            listed = list(of_units(made, prefill, decode, asked))
+            listed = list(of_units(question.fleet, made, prefill, decode, asked))
             short += shortlist(listed, shared, asked, num=max(1, num // 2), always=None)
         if short:
             return short
@@ -123,7 +123,7 @@ def _mixed(
 ) -> Sequence[Listed]:
     num = max(1, question.num_simulated // 2)
     for asked in (wanted, replace(wanted, rate_per_s=None)):
-        listed = list(of_mixed(screens[2].found, asked))
+        listed = list(of_mixed(question.fleet, screens[2].found, asked))
         if short := shortlist(listed, shared, asked, num=num, always=None):
             return short
     return ()

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Flag, auto
+from math import inf
 
+from planner.search.budget import Budget, affordable
 from planner.search.candidates import Limits
 from planner.search.fleet import Fleet
 from planner.search.inputs import Simulate, Workload
@@ -34,6 +36,9 @@ class Question:
     goal: Goal = Goal.GPUS
     max_gpus: int | None = None
     """None: as many as the hosts have."""
+    max_usd_per_hour: float = inf
+    max_w: float = inf
+    """Installed, of all GPUs with their share of the hosts."""
     affinity: Affinity = Affinity.HIGH | Affinity.LOW
     spare: Spare = Spare.NONE
     limits: Limits = field(default_factory=Limits)
@@ -48,18 +53,34 @@ class Question:
     def most_gpus(self) -> int:
         """That may be used."""
         there_are = sum(each.num_gpus for each in self.fleet.hardware)
-        return there_are if self.max_gpus is None else min(self.max_gpus, there_are)
+        most = there_are if self.max_gpus is None else min(self.max_gpus, there_are)
+        cheapest_usd = min(each.price_usd_per_gpu_hour for each in self.fleet.hardware)
+        least_w = min(each.power.provisioned_w for each in self.fleet.hardware)
+        for limit, each in ((self.max_usd_per_hour, cheapest_usd), (self.max_w, least_w)):
+            most = min(most, affordable(limit, each)) if each > 0 and limit < inf else most
+        return most
+
+    @property
+    def budget(self) -> Budget:
+        """What may be spent."""
+        return Budget(
+            max_gpus=self.most_gpus, max_usd_per_hour=self.max_usd_per_hour, max_w=self.max_w
+        )
 
     def problems(self) -> Iterator[str]:
         """What is wrong, if anything."""
         if not self.fleet.hardware:
             yield "a plan needs GPUs of some kind"
+            return
         if self.rate_per_s is not None and self.rate_per_s <= 0:
             yield f"the rate must be above 0, got {self.rate_per_s:g} requests per second"
         if self.rate_per_s is None and self.most_gpus > MAX_GPUS:
-            yield f"without a rate a number of GPUs is needed, {MAX_GPUS} at most"
+            yield (
+                "without a rate a number of GPUs is needed, or USD per hour or watts that buy "
+                f"{MAX_GPUS:,} at most"
+            )
         if self.most_gpus < 1:
-            yield f"at least 1 GPU is needed, got {self.most_gpus}"
+            yield f"at least 1 GPU is needed, and there is room or money for {self.most_gpus}"
         if not 0 < self.precision < 1:
             yield f"the precision must be between 0 and 1, got {self.precision:g}"
         if self.num_threads < 1 or self.num_simulated < 1:
@@ -68,10 +89,13 @@ class Question:
 
     def _unpriced(self) -> Iterator[str]:
         for each in self.fleet.hardware:
-            if self.goal is Goal.COST and each.price_usd_per_gpu_hour <= 0:
+            if self._asks(Goal.COST, self.max_usd_per_hour) and each.price_usd_per_gpu_hour <= 0:
                 yield f"{each.name} has no price, and cost is to be low"
-            if self.goal is Goal.POWER and each.power.provisioned_w <= 0:
+            if self._asks(Goal.POWER, self.max_w) and each.power.provisioned_w <= 0:
                 yield f"{each.name}'s power is not known, and it is to be low"
+
+    def _asks(self, goal: Goal, limit: float) -> bool:
+        return self.goal is goal or limit < inf
 
 
 MAX_GPUS = 100_000

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from planner.search.budget import Amounts, Budget, amounts, num_affordable
 from planner.search.candidates import times_as_many
 from planner.search.fleet import Fleet, cluster_of, hosts_of, spent
 from planner.search.joint import Counts, instances_for, splits
@@ -36,28 +37,35 @@ class Wanted:
     goal: Goal
     rate_per_s: float | None
     """None: as much as there can be."""
-    max_gpus: int
+    budget: Budget
+
+    def has_room(self, fleet: Fleet, candidate: Candidate) -> bool:
+        """Within the budget, and within the hosts there are."""
+        is_paid = num_affordable(self.budget.amounts, amounts(fleet, candidate)) > 0
+        return is_paid and hosts_of(fleet, candidate) is not None
 
 
 def of_pairs(
-    prefill: Sequence[Screened], decode: Sequence[Screened], wanted: Wanted
+    fleet: Fleet, prefill: Sequence[Screened], decode: Sequence[Screened], wanted: Wanted
 ) -> Iterator[Listed]:
     """Algorithm 1: each phase's instances are free to be anywhere."""
     for pair in product(_attaining(prefill), _attaining(decode)):
         base = Candidate(pools=tuple(each.pool for each in pair))
         goodputs = [each.goodput_per_s for each in pair]
-        made = [_listed(base, goodputs, counts) for counts in _counts_of_pair(pair, wanted)]
+        made = [_listed(base, goodputs, counts) for counts in _counts_of_pair(fleet, pair, wanted)]
         yield from sorted(made, key=lambda each: -each.estimate_per_s)[:SPLITS_PER_PAIR]
 
 
-def _counts_of_pair(pair: Sequence[Screened], wanted: Wanted) -> Iterator[Counts]:
+def _counts_of_pair(fleet: Fleet, pair: Sequence[Screened], wanted: Wanted) -> Iterator[Counts]:
     if wanted.rate_per_s is not None:
         yield instances_for(wanted.rate_per_s, [each.goodput_per_s for each in pair])
     else:
-        yield from splits(wanted.max_gpus, (pair[0].pool.num_gpus, pair[1].pool.num_gpus))
+        first, second = (amounts(fleet, Candidate(pools=(each.pool,))) for each in pair)
+        yield from splits(wanted.budget.amounts, (first, second))
 
 
 def of_units(
+    fleet: Fleet,
     units: Sequence[Candidate],
     prefill: Sequence[Screened],
     decode: Sequence[Screened],
@@ -67,15 +75,15 @@ def of_units(
     goodputs = _goodputs(prefill), _goodputs(decode)
     for unit in units:
         each = [known.get(pool, 0.0) for known, pool in zip(goodputs, unit.pools, strict=True)]
-        for num in _numbers(min(each), unit.num_gpus, wanted):
+        for num in _numbers(min(each), amounts(fleet, unit), wanted):
             yield _listed(unit, each, (num, num))
 
 
-def of_mixed(mixed: Sequence[Screened], wanted: Wanted) -> Iterator[Listed]:
+def of_mixed(fleet: Fleet, mixed: Sequence[Screened], wanted: Wanted) -> Iterator[Listed]:
     """Colocated."""
     for each in mixed:
         base = Candidate(pools=(each.pool,))
-        for num in _numbers(each.goodput_per_s, each.pool.num_gpus, wanted):
+        for num in _numbers(each.goodput_per_s, amounts(fleet, base), wanted):
             yield _listed(base, [each.goodput_per_s], (num,))
 
 
@@ -87,14 +95,14 @@ def _goodputs(found: Sequence[Screened]) -> Mapping[Pool, float]:
     return {each.pool: each.goodput_per_s for each in found}
 
 
-def _numbers(goodput_per_s: float, num_gpus: int, wanted: Wanted) -> Iterator[int]:
-    """Of units of so many GPUs: what the rate needs, or what the budget gives."""
+def _numbers(goodput_per_s: float, each: Amounts, wanted: Wanted) -> Iterator[int]:
+    """Of units of such a cost: what the rate needs, or what the budget gives."""
     if goodput_per_s <= 0:
         return
     if wanted.rate_per_s is not None:
         yield instances_for(wanted.rate_per_s, [goodput_per_s])[0]
-    elif wanted.max_gpus >= num_gpus:
-        yield wanted.max_gpus // num_gpus
+    elif num := num_affordable(wanted.budget.amounts, each):
+        yield num
 
 
 def _listed(base: Candidate, goodputs: Sequence[float], counts: Counts) -> Listed:
@@ -125,7 +133,7 @@ def shortlist(
 
 def _is_able(each: Listed, setting: Setting, wanted: Wanted) -> bool:
     """Links are not asked about in the phases' own goodputs: here they are."""
-    if each.candidate.num_gpus > wanted.max_gpus or hosts_of(setting.fleet, each.candidate) is None:
+    if not wanted.has_room(setting.fleet, each.candidate):
         return False
     limit = setting.bounds(cluster_of(setting.fleet, each.candidate))
     return limit.links_per_s >= (wanted.rate_per_s or 0.0)

@@ -38,6 +38,7 @@ REFUSED = [
     ("nothing published", [*MODEL, *GPUS, *WORK, "--latency", "distserve"], 4, "opt-13b"),
     ("not measured", [*MODEL, *WORK, "--profile", "nowhere.json"], 4, "baton profile"),
     ("no rate, no GPUs", [*MODEL, "--gpu", "h100-sxm", *WORK], 2, "a number of GPUs is needed"),
+    ("no money", [*SMALL, "--max-usd-per-hour", "0.5"], 2, "at least 1 GPU is needed"),
     ("no such file", [*MODEL, *GPUS, *WORK[4:], "--workload", "nowhere.csv"], 2, "nowhere.csv"),
     ("no config", ["plan", "nowhere/config.json", *GPUS, *WORK], 2, "no such file"),
     ("no folder", [*SMALL, "--out", "nowhere/plan.toml"], 2, "there is no folder nowhere"),
@@ -97,7 +98,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Answered:
 
 
 KEYS = {
-    *("schema", "model", "goal", "rate_per_s", "is_feasible", "colocated_wins", "chosen"),
+    *("schema", "model", "goal", "rate_per_s", "budget", "is_feasible", "colocated_wins", "chosen"),
     *("ranked", "colocated", "missed", "best_rate_per_s", "what_if", "explanation"),
     *("num_runs", "num_requests"),
 }

@@ -1,15 +1,20 @@
 """Which latency model answers, and what is said where none does."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from core.errors import ConfigError, NoProfile
+from core.parallel import ParallelLayout
+from core.profile import ALONE, LOADED, Profile
 from planner.ask.latency import Latency, Times, source_of
 from planner.ask.model import find_model
 from policy.hardware import gpu
 from policy.model_files import presets
+from policy.step_times import prefill_s
+from tests.core.profiles import condition, profile
 
 KNOWN = [
     # latency            model          GPU             named
@@ -42,6 +47,27 @@ def test_missing(latency: Latency, model: str, key: str, there_is: tuple[str, ..
         source_of(Times(latency=latency), find_model(model), key, gpu(key))
     assert caught.value.available == there_is
     assert "baton profile" in caught.value.remedy
+
+
+ONE = ParallelLayout()
+ON_A_GPU = replace(profile(), subject=replace(profile().subject, device="cuda"))
+CONDITIONS = [
+    # who is measured                  whose times count
+    (profile(), LOADED),
+    (profile(condition()), ALONE),
+    (ON_A_GPU, ALONE),
+]
+
+
+@pytest.mark.parametrize(("measured", "name"), CONDITIONS)
+def test_instances_that_share_a_processor_are_as_fast_as_with_neighbours(
+    measured: Profile, name: str, tmp_path: Path
+) -> None:
+    (path := tmp_path / "profile.json").write_text(measured.to_json())
+    times = Times(latency=Latency.MEASURED, profile=path)
+    source = source_of(times, find_model("smollm2-135m"), "", None)
+    assert source.name.endswith(f"measured {name}")
+    assert prefill_s(source.times(ONE), 100, 0.0) == pytest.approx(2.0 if name is LOADED else 1.0)
 
 
 def test_instances_grow_beyond_a_host_only_where_weights_need_it() -> None:

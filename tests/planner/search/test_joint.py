@@ -1,6 +1,7 @@
 """How many instances: arithmetic, then the whole has to pass."""
 
 from collections.abc import Callable
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from planner.search.intervals import Interval
 from planner.search.joint import Counts, instances_for, missing, passes, sized, splits
 from planner.search.judges import Criterion
+from planner.search.results import Goal
 from planner.search.steady import Judged, Judgement
 
 ARITHMETIC = [
@@ -125,7 +127,8 @@ def test_a_tied_pair_has_one_count() -> None:
 
 @given(st.integers(2, 64), st.integers(1, 8), st.integers(1, 8))
 def test_splits_leave_no_room_for_another_instance(budget: int, prefill: int, decode: int) -> None:
-    made = list(splits(budget, (prefill, decode)))
+    costs = {Goal.GPUS: float(prefill)}, {Goal.GPUS: float(decode)}
+    made = list(splits({Goal.GPUS: float(budget)}, costs))
     for n, m in made:
         left = budget - n * prefill - m * decode
         assert n >= 1
@@ -138,3 +141,10 @@ def test_splits_leave_no_room_for_another_instance(budget: int, prefill: int, de
         if 0 <= budget - n * prefill - m * decode < min(prefill, decode)
     }
     assert set(made) == every
+
+
+def test_the_first_of_several_limits_ends_a_split() -> None:
+    budget = {Goal.GPUS: 100.0, Goal.COST: 24.8 * 3 + 10.0, Goal.POWER: inf}
+    reads = {Goal.GPUS: 1.0, Goal.COST: 24.8, Goal.POWER: 700.0}
+    writes = {Goal.GPUS: 1.0, Goal.COST: 10.0, Goal.POWER: 0.0}
+    assert list(splits(budget, (reads, writes))) == [(1, 5), (2, 3), (3, 1)]

@@ -85,6 +85,27 @@ def test_a_budget_is_spent_on_goodput() -> None:
     assert more.best_rate_per_s > 1.5 * few.best_rate_per_s
 
 
+def test_dollars_or_watts_are_a_budget_too() -> None:
+    """Of GPUs of 2 USD and 500 W: what buys four is what four come to."""
+    four = answer(max_gpus=4, goal=Goal.GOODPUT)
+    for limits in ({"max_usd_per_hour": 9.9}, {"max_w": 2000.0}):
+        bought = answer(goal=Goal.GOODPUT, **limits)
+        assert bought.best is not None
+        assert four.best is not None
+        assert str(bought.best.candidate) == str(four.best.candidate)
+    nothing = answer(max_usd_per_hour=5.0, rate_per_s=500.0)
+    assert not nothing.is_feasible
+    assert all(each.candidate.num_gpus <= 2 for each in nothing.ranked)
+
+
+def test_a_budget_of_what_is_not_known_is_refused() -> None:
+    unpriced = Fleet(hardware=(replace(fleet().hardware[0], price_usd_per_gpu_hour=0.0),))
+    with pytest.raises(ConfigError, match="no price"):
+        answer(fleet=unpriced, max_usd_per_hour=5.0)
+    with pytest.raises(ConfigError, match="at least 1 GPU is needed"):
+        answer(max_usd_per_hour=-5.0)
+
+
 def test_cost_and_power_may_choose_other_gpus() -> None:
     one = fleet().hardware[0]
     cheap = replace(one, name="cheap", price_usd_per_gpu_hour=0.1, source=Source(token_s=2e-4))
