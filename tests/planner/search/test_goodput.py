@@ -7,26 +7,14 @@ import pytest
 from planner.search.bracket import Search
 from planner.search.fleet import cluster_of
 from planner.search.goodput import below, find, find_goodput
-from planner.search.intervals import Interval
-from planner.search.judges import Criterion, Joint
-from planner.search.steady import Judged, Judgement
+from planner.search.judges import Joint
+from planner.search.steady import Judgement
 from planner.search.trials import Sampling, Trials
 from tests.planner.search.fakes import CHAT, Work, fleet, simulate
+from tests.planner.search.judgements import judgement
 from tests.planner.search.pools import one_pair
 
 SEARCH = Search(first_rate_per_s=4.0, precision=0.05)
-
-
-def judgement(rate_per_s: float, share: float, half: float) -> Judgement:
-    interval = Interval(value=share, low=share - half, high=share + half)
-    return Judgement(
-        rate_per_s=rate_per_s,
-        judged=(Judged(criterion=Criterion(name="all", target=0.9), share=interval),),
-        is_steady=True,
-        is_cut=False,
-        num_runs=1,
-        num_requests=1,
-    )
 
 
 def falling(rate_per_s: float) -> Judgement:

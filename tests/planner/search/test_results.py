@@ -6,7 +6,6 @@ from itertools import permutations
 import pytest
 
 from planner.search.intervals import Interval
-from planner.search.judges import Criterion
 from planner.search.results import (
     Bottleneck,
     Candidate,
@@ -17,20 +16,8 @@ from planner.search.results import (
     Verdict,
     ranking,
 )
-from planner.search.steady import Judged, Judgement
+from tests.planner.search.judgements import judgement
 from tests.planner.search.pools import colocated, one_pair
-
-
-def judgement(rate_per_s: float, share: float) -> Judgement:
-    interval = Interval(value=share, low=share, high=share)
-    return Judgement(
-        rate_per_s=rate_per_s,
-        judged=(Judged(criterion=Criterion(name="all", target=0.9), share=interval),),
-        is_steady=True,
-        is_cut=False,
-        num_runs=1,
-        num_requests=1,
-    )
 
 
 def ranked(
