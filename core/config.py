@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_type_hints
+from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 from core.errors import ConfigError
@@ -285,6 +285,9 @@ def build(cls: type[T], table: Mapping[str, Any], where: str, problems: list[str
 def _value(kind: object, value: object, where: str, problems: list[str]) -> object:
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
         return build(kind, value, where, problems)
+    if get_origin(kind) is dict and isinstance(value, Mapping):
+        item = get_args(kind)[1]
+        return {key: _value(item, v, f"{where}.{key}", problems) for key, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(kind, type) or type(value) is not kind:
