@@ -229,16 +229,20 @@ class DrainRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     timeout_s: _builtins.float
     """How long running work may take; 0 to 86,400 seconds."""
+    term: _builtins.int
+    """Of the controller that asks: ABORTED when one of a higher term was heard; 0: a person asks."""
     def __init__(
         self,
         *,
         timeout_s: _builtins.float = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["term", b"term", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -592,3 +596,163 @@ class ExplainedLoss(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainedLoss: _TypeAlias = ExplainedLoss  # noqa: Y015
+
+@_typing.final
+class ChangeRoleRequest(_message.Message):
+    """Asks an instance to change its budget between the phases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    role: _types_pb2.Role.ValueType
+    """PREFILL, DECODE or MIXED."""
+    term: _builtins.int
+    """As in DrainRequest."""
+    def __init__(
+        self,
+        *,
+        role: _types_pb2.Role.ValueType = ...,
+        term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["role", b"role", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeRoleRequest: _TypeAlias = ChangeRoleRequest  # noqa: Y015
+
+@_typing.final
+class ChangeRoleReply(_message.Message):
+    """The role holds from the next step on; members hear of it with the next heartbeat."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    previous: _types_pb2.Role.ValueType
+    """What it was before."""
+    def __init__(
+        self,
+        *,
+        previous: _types_pb2.Role.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["previous", b"previous"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeRoleReply: _TypeAlias = ChangeRoleReply  # noqa: Y015
+
+@_typing.final
+class WorkloadRequest(_message.Message):
+    """Asks for the requests that ended after a place in the router's list of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    after: _builtins.int
+    """`next` of the last reply; 0: from the oldest that is remembered."""
+    max: _builtins.int
+    """At most so many; 0: as many as there are, 4,096 at the very most."""
+    def __init__(
+        self,
+        *,
+        after: _builtins.int = ...,
+        max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "max", b"max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkloadRequest: _TypeAlias = WorkloadRequest  # noqa: Y015
+
+@_typing.final
+class WorkloadReply(_message.Message):
+    """Requests in the order in which they ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    NUM_MISSED_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    NUM_OPEN_FIELD_NUMBER: _builtins.int
+    next: _builtins.int
+    """Where the next call goes on."""
+    num_missed: _builtins.int
+    """Requests forgotten between `after` and the first of these, because nobody asked in time."""
+    incarnation: _builtins.str
+    """This process of the router: another value means that the list began anew."""
+    num_open: _builtins.int
+    """Requests under way, admitted or waiting."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedRequest]:
+        """At most as many as asked for."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___EndedRequest] | None = ...,
+        next: _builtins.int = ...,
+        num_missed: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
+        num_open: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "next", b"next", "num_missed", b"num_missed", "num_open", b"num_open", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkloadReply: _TypeAlias = WorkloadReply  # noqa: Y015
+
+@_typing.final
+class EndedRequest(_message.Message):
+    """One request that ended, in numbers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARRIVED_AGO_S_FIELD_NUMBER: _builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_HIT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    TTFT_S_FIELD_NUMBER: _builtins.int
+    TPOT_S_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    arrived_ago_s: _builtins.float
+    """Before this reply was written; seconds."""
+    num_prompt_tokens: _builtins.int
+    """Tokens."""
+    num_hit_tokens: _builtins.int
+    """Of them, those that the prefill did not compute, because their KV was cached there."""
+    num_output_tokens: _builtins.int
+    """Of the first choice."""
+    ttft_s: _builtins.float
+    """Arrival to the first token; seconds; 0 when there was none."""
+    tpot_s: _builtins.float
+    """Time per output token after the first; seconds; 0 for fewer than two."""
+    status: _builtins.str
+    """OK, or the name of a gRPC status."""
+    def __init__(
+        self,
+        *,
+        arrived_ago_s: _builtins.float = ...,
+        num_prompt_tokens: _builtins.int = ...,
+        num_hit_tokens: _builtins.int = ...,
+        num_output_tokens: _builtins.int = ...,
+        ttft_s: _builtins.float = ...,
+        tpot_s: _builtins.float = ...,
+        status: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_ago_s", b"arrived_ago_s", "num_hit_tokens", b"num_hit_tokens", "num_output_tokens", b"num_output_tokens", "num_prompt_tokens", b"num_prompt_tokens", "status", b"status", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndedRequest: _TypeAlias = EndedRequest  # noqa: Y015

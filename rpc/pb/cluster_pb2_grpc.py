@@ -50,6 +50,16 @@ class ClusterStub:
                 request_serializer=baton_dot_v1_dot_cluster__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_cluster__pb2.ExplainReply.FromString,
                 _registered_method=True)
+        self.ChangeRole = channel.unary_unary(
+                '/baton.v1.Cluster/ChangeRole',
+                request_serializer=baton_dot_v1_dot_cluster__pb2.ChangeRoleRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_cluster__pb2.ChangeRoleReply.FromString,
+                _registered_method=True)
+        self.Workload = channel.unary_unary(
+                '/baton.v1.Cluster/Workload',
+                request_serializer=baton_dot_v1_dot_cluster__pb2.WorkloadRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_cluster__pb2.WorkloadReply.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer:
@@ -78,6 +88,22 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangeRole(self, request, context):
+        """Gives the called instance another role, under way: nothing is loaded or dropped for it; served
+        by instances. ABORTED when a controller of a higher term was heard.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Workload(self, request, context):
+        """The last requests that ended, as far as planning wants to know them; served by routers, for
+        requests that they took themselves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +121,16 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=baton_dot_v1_dot_cluster__pb2.ExplainRequest.FromString,
                     response_serializer=baton_dot_v1_dot_cluster__pb2.ExplainReply.SerializeToString,
+            ),
+            'ChangeRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeRole,
+                    request_deserializer=baton_dot_v1_dot_cluster__pb2.ChangeRoleRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_cluster__pb2.ChangeRoleReply.SerializeToString,
+            ),
+            'Workload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Workload,
+                    request_deserializer=baton_dot_v1_dot_cluster__pb2.WorkloadRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_cluster__pb2.WorkloadReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +215,60 @@ class Cluster:
             '/baton.v1.Cluster/Explain',
             baton_dot_v1_dot_cluster__pb2.ExplainRequest.SerializeToString,
             baton_dot_v1_dot_cluster__pb2.ExplainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Cluster/ChangeRole',
+            baton_dot_v1_dot_cluster__pb2.ChangeRoleRequest.SerializeToString,
+            baton_dot_v1_dot_cluster__pb2.ChangeRoleReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Workload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Cluster/Workload',
+            baton_dot_v1_dot_cluster__pb2.WorkloadRequest.SerializeToString,
+            baton_dot_v1_dot_cluster__pb2.WorkloadReply.FromString,
             options,
             channel_credentials,
             insecure,

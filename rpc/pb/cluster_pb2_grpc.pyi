@@ -43,6 +43,14 @@ class ClusterStub:
     """What became of one request; served by routers, for requests that they took themselves.
     NOT_FOUND for one that they do not remember.
     """
+    ChangeRole: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ChangeRoleRequest, _cluster_pb2.ChangeRoleReply]
+    """Gives the called instance another role, under way: nothing is loaded or dropped for it; served
+    by instances. ABORTED when a controller of a higher term was heard.
+    """
+    Workload: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.WorkloadRequest, _cluster_pb2.WorkloadReply]
+    """The last requests that ended, as far as planning wants to know them; served by routers, for
+    requests that they took themselves.
+    """
 
 @_typing.type_check_only
 class ClusterAsyncStub(ClusterStub):
@@ -56,6 +64,14 @@ class ClusterAsyncStub(ClusterStub):
     Explain: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ExplainRequest, _cluster_pb2.ExplainReply]  # type: ignore[assignment]
     """What became of one request; served by routers, for requests that they took themselves.
     NOT_FOUND for one that they do not remember.
+    """
+    ChangeRole: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ChangeRoleRequest, _cluster_pb2.ChangeRoleReply]  # type: ignore[assignment]
+    """Gives the called instance another role, under way: nothing is loaded or dropped for it; served
+    by instances. ABORTED when a controller of a higher term was heard.
+    """
+    Workload: _aio.UnaryUnaryMultiCallable[_cluster_pb2.WorkloadRequest, _cluster_pb2.WorkloadReply]  # type: ignore[assignment]
+    """The last requests that ended, as far as planning wants to know them; served by routers, for
+    requests that they took themselves.
     """
 
 class ClusterServicer(metaclass=_abc_1.ABCMeta):
@@ -85,6 +101,26 @@ class ClusterServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cluster_pb2.ExplainReply, _abc.Awaitable[_cluster_pb2.ExplainReply]]:
         """What became of one request; served by routers, for requests that they took themselves.
         NOT_FOUND for one that they do not remember.
+        """
+
+    @_abc_1.abstractmethod
+    def ChangeRole(
+        self,
+        request: _cluster_pb2.ChangeRoleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.ChangeRoleReply, _abc.Awaitable[_cluster_pb2.ChangeRoleReply]]:
+        """Gives the called instance another role, under way: nothing is loaded or dropped for it; served
+        by instances. ABORTED when a controller of a higher term was heard.
+        """
+
+    @_abc_1.abstractmethod
+    def Workload(
+        self,
+        request: _cluster_pb2.WorkloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.WorkloadReply, _abc.Awaitable[_cluster_pb2.WorkloadReply]]:
+        """The last requests that ended, as far as planning wants to know them; served by routers, for
+        requests that they took themselves.
         """
 
 def add_ClusterServicer_to_server(servicer: ClusterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
