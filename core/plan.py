@@ -156,6 +156,11 @@ class Plan:
             yield "a plan needs prefill and decode instances, or mixed ones"
         if self.affinity not in AFFINITIES:
             yield f"affinity must be of {', '.join(AFFINITIES)}, got {self.affinity!r}"
+        if self.affinity == PAIRED and self.prefill.replicas != self.decode.replicas:
+            yield (
+                f"affinity = 'paired' needs as many prefill as decode instances, "
+                f"got {self.prefill.replicas} and {self.decode.replicas}"
+            )
         if not 0 <= self.drain_s <= MAX_TIMEOUT_S:
             yield f"drain_s must be 0 to {MAX_TIMEOUT_S:g}, got {self.drain_s}"
         if self.max_surge < 0:

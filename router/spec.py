@@ -55,7 +55,7 @@ class RouterSpec:
     config: RouterConfig = field(default_factory=RouterConfig)
     speed: Speed = field(default_factory=Speed)
     host: str = "127.0.0.1"
-    """Listened on, and told to others."""
+    """Listened on, and told to others; empty: whoever starts it on a host says."""
     port: int = 0
     """Of gRPC; 0 takes any free one."""
     http_port: int = 0
@@ -69,7 +69,7 @@ class RouterSpec:
         """Refuse what no server can do."""
         problems = [f"config.{problem}" for problem in self.config.problems()]
         for port in (self.port, self.http_port):
-            if port < 0 or not is_address(f"{self.host}:{port or 1}"):
+            if port < 0 or not is_address(f"{self.host or 'localhost'}:{port or 1}"):
                 problems.append(f"host and port are no address: {port}")
         if self.max_decoding < 1:
             problems.append(f"max_decoding must be at least 1, got {self.max_decoding}")
