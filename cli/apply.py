@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.errors import error_console, serve_extra_missing
-from cli.running import find_routers
+from cli.running import routers_now
 from core.errors import BatonError, ConfigError
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ async def _ask(address: str | None, method: str, request: Any) -> Any:  # noqa: 
     from rpc.pb import settings_pb2_grpc
     from rpc.status import error_from
 
-    async with dial(find_routers(address)[0], plane=Plane.CLIENT) as channel:
+    async with dial((await routers_now(address))[0], plane=Plane.CLIENT) as channel:
         try:
             return await getattr(settings_pb2_grpc.SettingsStub(channel), method)(
                 request, timeout=TIMEOUT_S

@@ -29,9 +29,13 @@ async def ask_cluster(router: str, method: str, request: Message) -> Any:  # noq
             raise error_from(error) from None
 
 
-def as_json(reply: Message) -> str:
+def as_dict(message: Message) -> dict[str, Any]:
     """Every field, those with their default too."""
-    document = MessageToDict(
-        reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    return MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return json.dumps(document, indent=2)
+
+
+def as_json(reply: Message) -> str:
+    """The same, for people to read."""
+    return json.dumps(as_dict(reply), indent=2)

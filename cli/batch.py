@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cli.errors import error_console, serve_extra_missing
-from cli.running import find_http
+from cli.running import http_now
 from core.errors import BatonError
 
 
@@ -53,7 +53,7 @@ async def _run(job: BatchJob, console: Console) -> None:
 
     with job.source.open(encoding="utf-8", errors="replace") as source:
         lines = read_lines(source)
-    address = find_http(job.address)[0]
+    address = (await http_now(job.address))[0]
     base_url = address if "://" in address else f"http://{address}"
     options = BatchOptions(
         base_url=base_url, max_in_flight=job.max_in_flight, priority=job.priority

@@ -30,6 +30,30 @@ def errors_told(console: Console) -> Iterator[None]:
     except ModuleNotFoundError as error:
         console.print(serve_extra_missing(error))
         raise typer.Exit(4) from None
-    except BatonError as error:
-        console.print(f"{error.reason}: {error}")
+    except (BatonError, ExceptionGroup) as error:
+        told = typed(error)
+        console.print(f"{told.reason}: {told}")
         raise typer.Exit(1) from None
+
+
+def typed(error: BatonError | ExceptionGroup[Exception]) -> BatonError:
+    """The first typed error of a group; where it holds anything else, that is raised.
+
+    A reader that leaves (`| head`) is told by an OSError, which typer knows how to end with; it
+    would not find one in a group.
+    """
+    if isinstance(error, BatonError):
+        return error
+    _, others = error.split(BatonError)
+    if others is not None:
+        raise _only(others)
+    first = error.exceptions[0]
+    assert isinstance(first, BatonError | ExceptionGroup)
+    return typed(first)
+
+
+def _only(group: Exception) -> Exception:
+    """What it holds, when that is one; else all."""
+    while isinstance(group, ExceptionGroup) and len(group.exceptions) == 1:
+        group = group.exceptions[0]
+    return group

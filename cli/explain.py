@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.errors import error_console, errors_told
-from cli.running import find_routers
+from cli.running import routers_now
 from core.errors import UnknownRequest
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ async def _explain(request_id: str, address: str | None) -> "ExplainReply":
 
     request = ExplainRequest(request_id=request_id)
     unknown = UnknownRequest("no router")
-    for router in find_routers(address):
+    for router in await routers_now(address):
         try:
             reply: ExplainReply = await ask_cluster(router, "Explain", request)
             return reply

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.errors import error_console, errors_told
-from cli.running import find_routers
+from cli.running import routers_now
 from core.errors import FieldViolation, InvalidRequest
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ async def _ask(question: Question, console: "Console") -> None:
     options = options_of(question)
     if not question.raw:
         options["messages"] = [{"role": "user", "content": prompt}]
-    async with AsyncClient(find_routers(question.address)) as client:
+    async with AsyncClient(await routers_now(question.address)) as client:
         stream = client.generate(prompt if question.raw else None, **options)
         async with aclosing(stream) as events:
             async for event in events:

@@ -85,6 +85,7 @@ def plan(  # noqa: PLR0913 - each is an option of the command line
     max_usd_per_hour: o.MaxUsdPerHour = None,
     max_watts: o.MaxWatts = None,
     owned: o.Owned = None,
+    inventory: o.Inventory = None,
     gpus_per_host: o.GpusPerHost = None,
     hardware: o.HardwareFile = None,
     network_gbps: o.NetworkGbps = None,
@@ -139,6 +140,7 @@ def plan(  # noqa: PLR0913 - each is an option of the command line
             kv_dtype=kv_dtype,
             gpus=GpuAsk(
                 kinds=tuple(gpu or ()),
+                inventories=tuple(inventory or ()),
                 owned=tuple(owned or ()),
                 num_gpus=gpus,
                 gpus_per_host=gpus_per_host,

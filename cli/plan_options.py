@@ -87,6 +87,15 @@ Owned = Annotated[
         rich_help_panel=GPUS,
     ),
 ]
+Inventory = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="`baton inventory --out` of a host, in place of --gpu; again for each host. Its links "
+        "and memory count as found.",
+        rich_help_panel=GPUS,
+    ),
+]
 GpusPerHost = Annotated[
     int | None, typer.Option(help="Default: as the catalogue has it.", rich_help_panel=GPUS)
 ]

@@ -51,6 +51,7 @@ def simulate(  # noqa: PLR0913 - each is an option of the command line
     slo: o.SloOption = "",
     target: o.Target = 0.9,
     gpu: o.Gpu = None,
+    inventory: o.Inventory = None,
     gpus_per_host: o.GpusPerHost = None,
     hardware: o.HardwareFile = None,
     network_gbps: o.NetworkGbps = None,
@@ -97,6 +98,7 @@ def simulate(  # noqa: PLR0913 - each is an option of the command line
             kv_dtype=kv_dtype,
             gpus=GpuAsk(
                 kinds=tuple(gpu or ()),
+                inventories=tuple(inventory or ()),
                 gpus_per_host=gpus_per_host,
                 files=tuple(hardware or ()),
                 network_gbps=network_gbps,

@@ -117,6 +117,12 @@ class StaleFence(BatonError):
     status = "ABORTED"
 
 
+class StaleTerm(BatonError):
+    """A controller asks that a later one has replaced."""
+
+    status = "ABORTED"
+
+
 class WrongState(BatonError):
     """The message is not legal in the state the receiver is in."""
 

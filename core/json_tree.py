@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from types import NoneType, UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 
@@ -18,6 +19,9 @@ def tree(kind: Any, value: object, where: str, problems: list[str]) -> object:  
     if get_origin(kind) is tuple and isinstance(value, list):
         item = get_args(kind)[0]
         return tuple(tree(item, v, f"{where}[{i}]", problems) for i, v in enumerate(value))
+    if get_origin(kind) is UnionType and NoneType in get_args(kind):
+        inner = next(each for each in get_args(kind) if each is not NoneType)
+        return None if value is None else tree(inner, value, where, problems)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

@@ -7,6 +7,7 @@ divide.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from core.model_spec import ModelSpec
 
@@ -110,12 +111,28 @@ def shard_of(spec: ModelSpec, place: RankPlace) -> Shard:
     return Shard(layers=layers, query_heads=query_heads, kv_heads=kv_heads)
 
 
-def layout_problems(spec: ModelSpec, layout: ParallelLayout) -> Iterator[str]:
+class Splittable(Protocol):
+    """What of a model a layout has to respect, whether it is loaded or only planned for."""
+
+    @property
+    def num_layers(self) -> int:
+        """Pipeline stages are cut between them."""
+
+    @property
+    def num_query_heads(self) -> int:
+        """Of one layer."""
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Of one layer; each is read by as many query heads."""
+
+
+def layout_problems(model: Splittable, layout: ParallelLayout) -> Iterator[str]:
     """Why the model cannot be split so, if it cannot."""
     yield from layout.problems()
-    num_query, num_kv, tp = spec.num_query_heads, spec.num_kv_heads, layout.tp
-    if layout.pp > spec.num_layers:
-        yield f"pp = {layout.pp}: the model has {spec.num_layers} layers"
+    num_query, num_kv, tp = model.num_query_heads, model.num_kv_heads, layout.tp
+    if layout.pp > model.num_layers:
+        yield f"pp = {layout.pp}: the model has {model.num_layers} layers"
     # A rank's query heads must read its one KV head, each of them.
     if num_kv < tp and (tp % num_kv or num_query % tp):
         yield (

@@ -85,6 +85,11 @@ class DecodeDesk:
                 _stop_timer(job)
 
     @property
+    def num_requests(self) -> int:
+        """Handoffs and answers that have not ended."""
+        return len(self._jobs)
+
+    @property
     def num_waiting(self) -> int:
         """Handoffs that have not committed."""
         return len(self._jobs) - len(self._answers)

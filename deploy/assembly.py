@@ -44,7 +44,7 @@ from worker_host.door import Door
 from worker_host.holds import StepHolds
 from worker_host.host import WorkerHost
 from worker_host.lag import LagMonitor
-from worker_host.role import budget_of
+from worker_host.role import Post, RoleBudget
 from worker_host.steps import StepLoop, StepRunner
 from worker_host.watchdog import Watchdog
 
@@ -79,6 +79,7 @@ class Parts:
     config: Config
     compute: Compute
     member: Member
+    """As it starts: its role may change."""
     step_thread: Executor
     copies: Executor
     prefix_key: bytes = field(repr=False)
@@ -97,6 +98,7 @@ class Assembled:
 
     books: Books
     host: WorkerHost
+    post: Post
     loops: Sequence[Loop]
     carriers: Carriers
     """To be closed once nothing is served any more."""
@@ -111,6 +113,7 @@ class _Common:
     holds: StepHolds
     door: Door
     work: asyncio.Event
+    post: Post
     clock: MonotonicClock
     kv_host: KvHost
     book: SourceBook
@@ -120,7 +123,11 @@ class _Common:
 def assemble(parts: Parts, server: Server) -> Assembled:
     """Put an instance together and add its services to `server`."""
     common = _common(parts)
-    prefill = PrefillPhase(_prefill_parts(parts, common))
+
+    def budget() -> RoleBudget:
+        return common.post.budget(has_answers=desk.num_requests > 0)
+
+    prefill = PrefillPhase(_prefill_parts(parts, common, budget))
 
     def load() -> Load:
         phases = (desk.phase.load(), prefill.load())
@@ -163,12 +170,11 @@ def assemble(parts: Parts, server: Server) -> Assembled:
     )
     watchdog = Watchdog(lambda: steps.running_since_s, host.report_health, common.clock)
     _add_services(parts, common, server, prefill, desk)
-    cluster_pb2_grpc.add_ClusterServicer_to_server(
-        ClusterService(host, lambda: parts.member), server.grpc
-    )
+    cluster_pb2_grpc.add_ClusterServicer_to_server(ClusterService(host, common.post), server.grpc)
     return Assembled(
         books=books,
         host=host,
+        post=common.post,
         carriers=common.kv_host.carriers,
         loops=(
             steps.run,
@@ -205,6 +211,7 @@ def _common(parts: Parts) -> _Common:
         holds=StepHolds(blocks),
         door=Door(compute.fingerprint, engine.num_blocks, engine.block_size, compute.check_grammar),
         work=work,
+        post=Post(parts.member, parts.config.worker, work=work),
         clock=clock,
         kv_host=kv_host,
         book=SourceBook(layout=layout, blocks=blocks, clock=clock, config=handoff),
@@ -230,7 +237,7 @@ def _blocks(engine: EngineConfig, prefix_key: bytes) -> InstanceBlocks:
     return InstanceBlocks(BlockAllocator(engine.num_blocks, engine.block_size))
 
 
-def _prefill_parts(parts: Parts, common: _Common) -> PrefillParts:
+def _prefill_parts(parts: Parts, common: _Common, budget: Callable[[], RoleBudget]) -> PrefillParts:
     worker = parts.config.worker
     return PrefillParts(
         blocks=common.blocks,
@@ -240,7 +247,7 @@ def _prefill_parts(parts: Parts, common: _Common) -> PrefillParts:
         door=common.door,
         clock=common.clock,
         work=common.work,
-        budget=budget_of(parts.member.role, worker),
+        budget=budget,
         max_queued=worker.max_queued,
         ageing_s=worker.ageing_s,
         costs=parts.costs,

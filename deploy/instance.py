@@ -23,7 +23,7 @@ from core.config import Config, build
 from core.errors import BatonError, ConfigError, ModelError
 from core.ids import InstanceId
 from core.kv_layout import STORED
-from core.member import Member, Role
+from core.member import MAX_STRING_CHARS, Member, Role
 from core.parallel import ParallelLayout
 from core.prefix import KEY_BYTES
 from core.work import PROTOCOL_VERSION, Peer
@@ -43,6 +43,7 @@ from rpc.serve import build as build_server
 from text.grammar import GrammarCompiler
 from text.tokenizer import Tokenizer
 from worker_host.callbacks import CallbackErrors
+from worker_host.role import Post
 
 if TYPE_CHECKING:
     from engine.forward import Forward
@@ -64,6 +65,9 @@ class InstanceSpec:
     config: Config = field(default_factory=Config)
     layout: ParallelLayout = field(default_factory=ParallelLayout)
     """Its ranks: this process and its children."""
+    model_name: str = ""
+    """As clients ask for it; empty: as the folder is called. What may be paired is told by the
+    fingerprint alone, so that other weights can follow under the same name."""
     registry_url: str | None = None
     """None: it announces itself to nobody."""
     cluster: str = "baton"
@@ -94,6 +98,7 @@ class InstanceSpec:
             problems += [] if config is None else config.problems()
             problems += [] if layout is None else layout.problems()
             problems += _key_problems(table.get("cluster_key", ""))
+            problems += _name_problems(table.get("model_name", ""))
             if problems or config is None or layout is None:
                 raise ConfigError(tuple(problems))
             return cls(**table, config=config, layout=layout)
@@ -108,6 +113,15 @@ def _key_problems(text: object) -> list[str]:
             key_from_text(str(text))
     except SharedKeyDamaged as error:
         return [f"cluster_key: {error}"]
+    return []
+
+
+def _name_problems(name: object) -> list[str]:
+    """Of a model_name: told before the model is loaded."""
+    if not isinstance(name, str) or not name.isprintable():
+        return ["model_name must be printable text"]
+    if len(name) > MAX_STRING_CHARS:
+        return [f"model_name has {len(name)} characters, limit {MAX_STRING_CHARS}"]
     return []
 
 
@@ -254,7 +268,7 @@ def member_of(spec: InstanceSpec, compute: Compute, address: str) -> Member:
         role=spec.role,
         addresses=(address,),
         fingerprint=compute.fingerprint,
-        model=model.name,
+        model=spec.model_name or model.name,
         incarnation=secrets.token_hex(8),
         host_id=socket.gethostname(),
         protocol_version=PROTOCOL_VERSION,
@@ -262,6 +276,16 @@ def member_of(spec: InstanceSpec, compute: Compute, address: str) -> Member:
         max_context_tokens=min(model.max_context_tokens, capacity),
         num_blocks=engine.num_blocks,
     )
+
+
+async def announce(registry: Registry, post: Post, left: asyncio.Event) -> None:
+    """Keep it known to the others until `left` is set, which shows at the next beat, or until
+    cancelled; another role is told at once."""
+
+    async def until_next_beat(_: asyncio.Event, interval_s: float) -> None:
+        await post.await_change(interval_s)
+
+    await keep_announced(registry, lambda: post.member, stop=left, wait=until_next_beat)
 
 
 async def _await_loss(compute: Compute) -> None:
@@ -302,7 +326,7 @@ async def _serve(
         # Never set: it is a member until it has drained, and is withdrawn by the cancel.
         left = asyncio.Event()
         loops[:0] = [
-            partial(keep_announced, joined.registry, lambda: parts.member, stop=left),
+            partial(announce, joined.registry, assembled.post, left),
             partial(
                 keep_shared,
                 joined.shared,

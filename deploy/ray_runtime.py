@@ -1,4 +1,4 @@
-"""A private Ray on this machine: loopback, own folder, own token, gone without a trace."""
+"""How a process of ours meets Ray: with one of its own, or as a driver of one that runs."""
 
 import importlib
 import logging
@@ -12,7 +12,6 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,10 @@ OBJECT_STORE_BYTES = 80 * 1024 * 1024
 """Ray's smallest is 75 MiB; no request ever goes through it."""
 LOOPBACK = "127.0.0.2"
 """Ray replaces 127.0.0.1 by the host's address, and then listens beyond this machine."""
+
+GCS_PATIENCE_S = 60
+"""How long the processes of a Ray whose store is guarded wait for its return. Ray's default: it is
+back after about a second, but a starved machine is no reason to lose every instance."""
 
 _SETTINGS = {
     # Explicit: otherwise a token left in a home folder switches authentication on or off.
@@ -41,6 +44,7 @@ _SETTINGS = {
     # default keep trying for 60 s. A starved machine may hold the store up for some seconds.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
 }
+PATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(GCS_PATIENCE_S)}
 
 
 @contextmanager
@@ -50,11 +54,10 @@ def private_ray(*, num_cpus: int, num_gpus: int = 0) -> Iterator[Any]:
     Ray reads its settings from the environment of this process alone, at import and at init.
     """
     with ExitStack() as stack:
-        folder = ScratchFolder(FOLDER_PREFIX, parent=_short_folder())
+        folder = ScratchFolder(FOLDER_PREFIX, parent=short_folder())
         stack.callback(folder.remove)
-        environ = os.environ  # noqa: TID251 - Ray has no other way to be told
-        stack.callback(_change, environ, _change(environ, ray_environment(environ)))
-        ray = importlib.import_module("ray")
+        changes = ray_environment(os.environ, new_token())  # noqa: TID251 - as in `ray_told`
+        ray = stack.enter_context(ray_told(changes))
         stack.callback(ray.shutdown)
         with _signals_kept():
             ray.init(
@@ -67,11 +70,63 @@ def private_ray(*, num_cpus: int, num_gpus: int = 0) -> Iterator[Any]:
                 logging_level=logging.WARNING,
                 _temp_dir=str(folder.path),
                 _plasma_directory=str(object_store_folder(folder.path)),
-                _node_ip_address=_loopback(),
+                _node_ip_address=loopback(),
             )
         logger.info("ray started: %s", folder.path)
         yield ray
     logger.info("ray stopped: %s", folder.path)
+
+
+@contextmanager
+def joined_ray(address: str, token: str | None, namespace: str) -> Iterator[Any]:
+    """The `ray` module, connected as a driver to the Ray at `address` (host:port of its GCS).
+
+    With None for a token the user's own RAY_ variables hold, as for every other Ray program of
+    his: `ray start` and its clusters are set up through them.
+    """
+    environ = os.environ  # noqa: TID251 - as in `ray_told`
+    changes = {} if token is None else {**ray_environment(environ, token), **PATIENT}
+    with ExitStack() as stack:
+        ray = stack.enter_context(ray_told(changes))
+        stack.callback(ray.shutdown)
+        with _signals_kept():
+            ray.init(
+                address=address,
+                namespace=namespace,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        logger.info("ray joined: %s, namespace %s", address, namespace)
+        yield ray
+    logger.info("ray left: %s", address)
+
+
+@contextmanager
+def ray_told(changes: Mapping[str, str | None]) -> Iterator[Any]:
+    """The `ray` module, for which the environment is changed; None: unset.
+
+    Ray knows no other way to be told most of this. It also changes its variables itself.
+    """
+    environ = os.environ  # noqa: TID251 - see above
+    before = {name: value for name, value in environ.items() if name.startswith("RAY_")}
+    _change(environ, changes)
+    try:
+        yield _attentive_ray()
+    finally:
+        now = [name for name in environ if name.startswith("RAY_")]
+        _change(environ, {**dict.fromkeys((*now, *changes)), **before})
+
+
+def _attentive_ray() -> Any:  # noqa: ANN401 - as importlib has it
+    """Ray reads settings and token once in the life of a process: have it read them again.
+
+    In this order: a thread of an earlier connection that ends late may ask for a token.
+    """
+    ray = importlib.import_module("ray")
+    inside = importlib.import_module("ray._raylet")
+    inside.Config.initialize("")
+    inside.AuthenticationTokenLoader.instance().reset_cache()
+    return ray
 
 
 @contextmanager
@@ -88,20 +143,19 @@ def _signals_kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-@cache
-def _token() -> str:
-    """Ray reads its token once in the life of a process, whatever the environment says later."""
+def new_token() -> str:
+    """Who knows it may do anything in that Ray."""
     return secrets.token_hex(32)
 
 
-def ray_environment(outer: Mapping[str, str]) -> dict[str, str | None]:
+def ray_environment(outer: Mapping[str, str], token: str) -> dict[str, str | None]:
     """What to change in `outer` so that Ray listens to us alone; None: unset.
 
     A shell may name a cluster that is not ours to join, another cluster's token, or a setting
     that only its Ray understands.
     """
     theirs = dict.fromkeys(name for name in outer if name.startswith("RAY_"))
-    return {**theirs, **_SETTINGS, "RAY_AUTH_TOKEN": _token()}
+    return {**theirs, **_SETTINGS, "RAY_AUTH_TOKEN": token}
 
 
 def object_store_folder(otherwise: Path, shared_memory: Path = SHARED_MEMORY) -> Path:
@@ -112,12 +166,12 @@ def object_store_folder(otherwise: Path, shared_memory: Path = SHARED_MEMORY) ->
     return shared_memory if has_room and os.access(shared_memory, os.W_OK) else otherwise
 
 
-def _short_folder() -> Path:
+def short_folder() -> Path:
     """Ray's socket names are long and a socket path ends at 107 characters."""
     return Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
 
 
-def _loopback() -> str:
+def loopback() -> str:
     """An address that Ray leaves alone; macOS has no second loopback address, and needs none."""
     if sys.platform != "linux":
         return "127.0.0.1"
@@ -126,14 +180,9 @@ def _loopback() -> str:
     return LOOPBACK
 
 
-def _change(
-    environ: MutableMapping[str, str], values: Mapping[str, str | None]
-) -> dict[str, str | None]:
-    """Set or unset (None) variables; returns what they were."""
-    previous = {name: environ.get(name) for name in values}
+def _change(environ: MutableMapping[str, str], values: Mapping[str, str | None]) -> None:
     for name, value in values.items():
         if value is None:
             environ.pop(name, None)
         else:
             environ[name] = value
-    return previous

@@ -56,6 +56,10 @@ class Gpu:
     """0: no such units; bfloat16's are used."""
     int8_ops_per_s: float = 0.0
     gpus_per_host: int = 8
+    nvml_name: str = ""
+    """As its driver names it, on a host; empty: not known."""
+    ray_accelerator: str = ""
+    """As Ray names its chip, of which there may be several kinds; empty: not known."""
     price_per_hour: float = 0.0
     """0: not known."""
     currency: str = "USD"

@@ -1,6 +1,5 @@
 """How much memory a model takes on each GPU of a layout, and how many KV tokens fit beside it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 
@@ -35,16 +34,6 @@ class RankMemory:
     def free_bytes(self, gpu_bytes: float, usable_share: float = USABLE_SHARE) -> float:
         """For KV; negative when the rest does not fit."""
         return gpu_bytes * usable_share - self.weight_bytes - self.activation_bytes
-
-
-def layout_problems(shape: ModelShape, layout: ParallelLayout) -> Iterator[str]:
-    """Why the model cannot be split so: the rules of `core.parallel.layout_problems`."""
-    yield from layout.problems()
-    num_query, num_kv, tp = shape.num_query_heads, shape.num_kv_heads, layout.tp
-    if layout.pp > shape.num_layers:
-        yield f"pp = {layout.pp}: {shape.name} has {shape.num_layers} layers"
-    if num_kv < tp and (tp % num_kv or num_query % tp):
-        yield f"tp = {tp}: {shape.name} has {num_query} query heads on {num_kv} KV heads"
 
 
 def stages(

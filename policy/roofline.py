@@ -7,11 +7,11 @@ from math import ceil
 import numpy as np
 
 from core.errors import NoProfile
-from core.parallel import ParallelLayout
+from core.parallel import ParallelLayout, layout_problems
 from policy.decode_table import MAX_BATCH, Curve, batches, decode_table
 from policy.hardware import Gpu
 from policy.latency_source import Reach, named
-from policy.memory import STEP_TOKENS, USABLE_SHARE, capacity_tokens, layout_problems
+from policy.memory import STEP_TOKENS, USABLE_SHARE, capacity_tokens
 from policy.model_shape import ModelShape
 from policy.roofline_costs import Efficiency, Rank, context_s, pair_s, ridges, token_s
 from policy.step_times import StepTimes

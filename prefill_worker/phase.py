@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.clock import Clock
@@ -38,7 +39,8 @@ class PrefillParts:
     door: Door
     clock: Clock
     work: asyncio.Event
-    budget: RoleBudget
+    budget: Callable[[], RoleBudget]
+    """For now; asked anew each time."""
     max_queued: int
     ageing_s: float
     costs: Costs
@@ -103,7 +105,7 @@ class PrefillPhase:
     def schedule(self, num_others: int) -> PhaseWork:
         """Chunks of started prompts and of those whose turn it is, up to the role's budget."""
         self._num_others = num_others
-        max_tokens = self._parts.budget.step_tokens(num_others)
+        max_tokens = self._parts.budget().step_tokens(num_others)
         self._chunks = self._scheduler.schedule(max_tokens, self._parts.clock.now_s(), self._start)
         self._num_layers_told = 0
         layers = frozenset[int]().union(*(chunk.job.layers for chunk in self._chunks))
@@ -154,7 +156,7 @@ class PrefillPhase:
             return started
         assert job.source is not None, "whoever is queued was accepted"
         num_chunk_tokens = min(
-            job.num_tokens - job.num_hit_tokens, parts.budget.step_tokens(self._num_others)
+            job.num_tokens - job.num_hit_tokens, parts.budget().step_tokens(self._num_others)
         )
         groups = parts.overlap.groups(num_chunk_tokens)
         is_on = parts.book.started(job.source, job.block_ids, job.num_tokens, groups)

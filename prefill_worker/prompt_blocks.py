@@ -1,7 +1,7 @@
 """What prompts hold of the instance's blocks: shared, their own, and those they are computing."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from core.blocks import BlockState
@@ -28,7 +28,7 @@ class _Beginning:
 class PromptBlocks:
     """Finds, shares, allocates and names the blocks of prompts; owned by the event loop."""
 
-    def __init__(self, blocks: InstanceBlocks, budget: RoleBudget) -> None:
+    def __init__(self, blocks: InstanceBlocks, budget: Callable[[], RoleBudget]) -> None:
         self._blocks = blocks
         self._budget = budget
         self._held: Counter[int] = Counter()
@@ -114,7 +114,7 @@ class PromptBlocks:
             return False
         shared = self._blocks.cache.find(beginning.chain)
         num_new = beginning.num_fresh + sum(block_id not in self._held for block_id in shared)
-        share = self._budget.max_prompt_blocks(self._blocks.num_blocks)
+        share = self._budget().max_prompt_blocks(self._blocks.num_blocks)
         return not self._held or self.num_held + num_new <= share
 
     def _begin(self, job: PrefillJob, beginning: _Beginning) -> None:

@@ -1,1 +1,1 @@
-"""Who is in the cluster, and what the plan is: one Protocol, a Redis-compatible store behind it."""
+"""Who is in the cluster and what it is to be: one Protocol, a Redis-compatible store behind it."""

@@ -1,4 +1,4 @@
-"""What a registry is: who is in the cluster, and what the plan is."""
+"""What a registry is: who is in the cluster, who leads it, and what it is to be."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from core.errors import BatonError, ConfigError
 from core.ids import RouterId
 from core.member import Member
 from core.prefix import KEY_BYTES
+from registry.cluster_state import ClusterState
 from registry.editions import Draft, Edition
+from registry.leader import Leader
 
-MAX_PLAN_BYTES = 1024 * 1024
-"""A plan of thousands of instances is some hundred KiB of TOML."""
 MAX_TTL_S = 60.0
 """A dead member must not be shown for longer; a heartbeat is a second."""
 
@@ -77,12 +77,32 @@ class Registry(Protocol):
         """
         ...
 
-    async def put_plan(self, text: str) -> None:
-        """Replace the plan; at most MAX_PLAN_BYTES. An empty one is none."""
+    async def lead(self, holder: str, address: str, *, term: int | None, ttl_s: float) -> int:
+        """Become leader for `ttl_s` seconds, or, with the term one holds, stay it; the term.
+
+        A new term is granted when nobody leads, and is above all before it, also those of a store
+        that has lost its memory since: it is the store's clock in milliseconds at least. One's own
+        is renewed, or taken back, as long as no higher one is known. Otherwise raises AnotherLeads.
+        """
         ...
 
-    async def plan(self) -> str | None:
-        """The plan as last put; None when there is none."""
+    async def resign(self, holder: str, term: int) -> None:
+        """Lead no longer; nothing happens when somebody else does, or nobody."""
+        ...
+
+    async def leader(self) -> Leader | None:
+        """Who leads this moment."""
+        ...
+
+    async def put_deployment(self, text: str, *, term: int) -> None:
+        """Replace what the cluster is to be; at most MAX_DEPLOYMENT_BYTES. An empty one is none.
+
+        Raises AnotherLeads when a higher term is known.
+        """
+        ...
+
+    async def deployment(self) -> str | None:
+        """As last put; None when there is none, perhaps because the store lost its memory."""
         ...
 
     async def shared_key(self, proposal: bytes) -> bytes:
@@ -116,6 +136,25 @@ class Registry(Protocol):
         a tenant never sum to more than 1."""
         ...
 
+    async def state(self) -> ClusterState:
+        """All that does not expire, of one moment; damaged editions are left out.
+
+        Raises SharedKeyDamaged.
+        """
+        ...
+
+    async def restore(self, state: ClusterState, *, replace: bool = False) -> None:
+        """Put it all, at once; it has no problems. Raises ClusterNotEmpty unless to `replace`.
+
+        Replacing, terms do not go down, and the newest settings are put as one more edition, so
+        that whoever has others in force takes them over.
+        """
+        ...
+
+    async def problems(self) -> tuple[str, ...]:
+        """What is wrong with the store itself, as far as it tells; see store_check.py."""
+        ...
+
     async def close(self) -> None:
         """End all watches and drop all connections; idempotent."""
         ...
@@ -130,13 +169,6 @@ def check_ttl(ttl_s: float) -> None:
     """Refuse a time to live that no heartbeat can mean."""
     if not 0.001 <= ttl_s <= MAX_TTL_S:
         raise ConfigError((f"ttl_s must be 0.001 to {MAX_TTL_S}, got {ttl_s}",))
-
-
-def check_plan(text: str) -> None:
-    """Refuse a plan past its bound, before anything is sent."""
-    num_bytes = len(text.encode())
-    if num_bytes > MAX_PLAN_BYTES:
-        raise ConfigError((f"plan of {num_bytes} bytes, limit {MAX_PLAN_BYTES}",))
 
 
 def key_to_text(key: bytes) -> str:

@@ -72,6 +72,12 @@ def edition_of(entry: str) -> Edition | None:
         return None
 
 
+def entry_of(edition: Edition) -> str:
+    """The same the other way."""
+    draft = Draft(text=edition.text, author=edition.author, restores=edition.restores)
+    return f"{edition.version} {round(edition.at_s * 1000)} {draft.payload()}"
+
+
 def conflict(expected: int, found: int) -> EditionConflict:
     """The one error for it."""
     return EditionConflict(

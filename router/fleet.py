@@ -104,8 +104,11 @@ class Fleet:
 
     def describe(self, number: int, member: Member) -> None:
         """What does not change from report to report."""
-        table = self._all
-        table.role[number] = ROLE_CODES[member.role]
+        table, role = self._all, ROLE_CODES[member.role]
+        if table.role[number] != role:
+            # What it helped with may be its own work now, and its own what it would help with.
+            table.helps[number] = False
+        table.role[number] = role
         table.model[number] = self._code("model", member.model)
         table.fingerprint[number] = self._code("fingerprint", member.fingerprint)
         table.host[number] = self._code("host", member.host_id)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from core.clock import Clock, unix_time_s
 from core.ids import RequestId
+from router.ended import EndedRequests
 from router.history import History
 from router.metrics import Metrics
 from router.record import RequestRecord, outcome_of
@@ -24,7 +25,7 @@ class Traces(Protocol):
 
 
 class Recorder:
-    """One per router: its metrics, its history, its traces."""
+    """One per router: its metrics, its history, its traces, and numbers for planning."""
 
     def __init__(
         self, clock: Clock, metrics: Metrics, history: History, traces: Traces | None
@@ -32,6 +33,7 @@ class Recorder:
         """`traces` None: nobody wants them."""
         self.metrics = metrics
         self.history = history
+        self.ended = EndedRequests()
         self._traces = traces
         self._clock = clock
 
@@ -66,5 +68,6 @@ class Recorder:
     def _tell(self, record: RequestRecord) -> None:
         self.metrics.ended(record)
         self.history.ended(record)
+        self.ended.ended(record)
         if self._traces is not None:
             self._traces.ended(record)

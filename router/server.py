@@ -127,6 +127,14 @@ class _Router:
         record = self._recorder.history.get(request_id)
         return explained(record, self._spec.router_id, self._shared.clock.now_s())
 
+    def _workload(self, request: cluster_pb2.WorkloadRequest) -> cluster_pb2.WorkloadReply:
+        admission = self._orchestrator.admission
+        return self._recorder.ended.reply(
+            request,
+            self._shared.clock.now_s(),
+            num_open=admission.num_running + admission.num_queued,
+        )
+
     async def close(self) -> None:
         """After `run`: whoever keeps books delivers them."""
         await self._recorder.close()
@@ -150,6 +158,7 @@ class _Router:
             self._steering,
             drain=lambda _: stop.set(),
             explain=self._explain,
+            workload=self._workload,
             http_address=f"{self._spec.host}:{listener.getsockname()[1]}",
         )
         cluster.add_to(server.grpc)

@@ -42,6 +42,11 @@ class WorkerHost:
         self._drain_asked = asyncio.Event()
         self._drain_timeout_s = 0.0
 
+    @property
+    def is_draining(self) -> bool:
+        """It takes no new work any more."""
+        return self._door.is_draining
+
     def turned(self) -> None:
         """The step loop has looked for work: something may have ended."""
         self._turned.set()
@@ -81,10 +86,10 @@ class WorkerHost:
 
     async def report_health(self, is_well: bool) -> None:
         """Tell health checks; who drains stays NOT_SERVING."""
-        await self._report(is_well and not self._door.is_draining)
+        await self._report(is_well and not self.is_draining)
 
     def _close_door(self) -> None:
-        if not self._door.is_draining:
+        if not self.is_draining:
             logger.info("draining")
         self._door.is_draining = True
         # Its next turn tells the routers.

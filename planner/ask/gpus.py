@@ -6,6 +6,7 @@ from math import ceil
 from pathlib import Path
 
 from core.errors import ConfigError, NoProfile
+from planner.ask.inventory import FoundKind, found_kinds
 from planner.ask.latency import Latency, Times, source_of
 from planner.ask.model import Model
 from planner.search.fleet import ANY_NUMBER, Fleet, Hardware, Rules
@@ -29,6 +30,8 @@ class GpuAsk:
     """NAME, or NAME=N for at most N of them."""
     owned: tuple[str, ...] = ()
     """NAME=N: so many are there already, and cost their power alone."""
+    inventories: tuple[Path, ...] = ()
+    """Of hosts, in place of all the others: JSON of `baton inventory --out`."""
     num_gpus: int | None = None
     """Of all kinds; None: any number."""
     gpus_per_host: int | None = None
@@ -60,6 +63,7 @@ def fleet_of(ask: GpuAsk, times: Times, model: Model, rules: Rules) -> Fleet:
     gpus = catalogue(*ask.files)
     kinds = [_kind(ask, gpus, text, is_owned=False) for text in ask.kinds]
     kinds += [_kind(ask, gpus, text, is_owned=True) for text in ask.owned]
+    kinds += _found(found_kinds(ask.inventories, gpus))
     if not kinds:
         hardware = [_of_machine(ask, times, model)]
     else:
@@ -88,8 +92,11 @@ def find_gpu(text: str, gpus: dict[str, Gpu]) -> str:
 
 
 def _problems(ask: GpuAsk, times: Times) -> Iterator[str]:
-    if not ask.kinds and not ask.owned and times.latency is not Latency.MEASURED:
+    is_named = bool(ask.kinds or ask.owned)
+    if not is_named and not ask.inventories and times.latency is not Latency.MEASURED:
         yield "--gpu is needed: which GPUs there are, for example h100-sxm"
+    if ask.inventories and (is_named or ask.gpus_per_host is not None):
+        yield "--inventory says which GPUs there are: leave out --gpu, --owned, --gpus-per-host"
     for name, value in (
         ("--gpus", ask.num_gpus),
         ("--gpus-per-host", ask.gpus_per_host),
@@ -125,6 +132,23 @@ def _kind(ask: GpuAsk, gpus: dict[str, Gpu], text: str, *, is_owned: bool) -> _K
     )
 
 
+def _found(kinds: Sequence[FoundKind]) -> list[_Kind]:
+    """One of each; hosts with fewer or more of the same GPU are another kind."""
+    keys = [kind.key for kind in kinds]
+    return [
+        _Kind(
+            name=kind.key
+            if keys.count(kind.key) == 1
+            else f"{kind.key} {kind.gpu.gpus_per_host} per host",
+            key=kind.key,
+            gpu=kind.gpu,
+            num=kind.num_hosts * kind.gpu.gpus_per_host,
+            is_owned=False,
+        )
+        for kind in kinds
+    ]
+
+
 def _hardware(ask: GpuAsk, times: Times, model: Model, kind: _Kind) -> Hardware:
     most = min(kind.num or ANY_GPUS, ask.num_gpus or ANY_GPUS)
     gpu = kind.gpu
@@ -139,6 +163,7 @@ def _hardware(ask: GpuAsk, times: Times, model: Model, kind: _Kind) -> Hardware:
         source=source,
         gpus_per_host=per_host,
         num_hosts=ANY_NUMBER if most == ANY_GPUS else ceil(most / per_host),
+        accelerator=gpu.ray_accelerator,
         price_usd_per_gpu_hour=price,
         power=Power(
             idle_w=gpu.idle_w,

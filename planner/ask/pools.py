@@ -42,14 +42,16 @@ def _at_least_1(text: str) -> int:
 
 
 def pools_of_plan(plan: Plan, fleet: Fleet, scheduling: Scheduling) -> tuple[Pool, ...]:
-    """Those of plan.toml, all on the first kind of hardware: a plan names none."""
+    """Those of plan.toml, each on the hardware that its instance type is named after; on the first
+    kind where there is none of that name."""
+    names = {each.instance_type: each.name for each in fleet.hardware}
     parts = ((Role.PREFILL, plan.prefill), (Role.DECODE, plan.decode), (Role.MIXED, plan.mixed))
     return tuple(
         Pool(
             role=role,
             layout=part.layout,
             num=part.replicas,
-            hardware=fleet.hardware[0].name,
+            hardware=names.get(part.instance_type, fleet.hardware[0].name),
             scheduling=scheduling if role is Role.MIXED else Scheduling.EXCLUSIVE,
         )
         for role, part in parts

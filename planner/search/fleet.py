@@ -24,9 +24,16 @@ class Hardware:
     gpus_per_host: int = 8
     num_hosts: int = ANY_NUMBER
     """That can be had."""
+    accelerator: str = ""
+    """Ray's name of the chip, which several kinds may share; empty: not known."""
     price_usd_per_gpu_hour: float = 0.0
     power: Power = field(default_factory=Power)
     """Of one GPU with its share of the host."""
+
+    @property
+    def instance_type(self) -> str:
+        """What a plan calls places on it."""
+        return self.name.replace(" ", "-")
 
     @property
     def num_gpus(self) -> int:

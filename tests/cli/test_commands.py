@@ -17,9 +17,8 @@ runner = CliRunner()
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing of this user's clusters or models is seen."""
+    """Nothing of this user's models is seen."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(running, "user_cache_dir", lambda: tmp_path / "baton")
     return tmp_path
 
 
@@ -90,6 +89,7 @@ def test_a_schema_is_read_from_its_file(tmp_path: Path) -> None:
     assert options_of(question(json_schema=schema))["json_schema"] == '{"type": "object"}'
 
 
+NEED_GRPC = {"cli.asking", "cli.controller", "cli.watching", "cli.top_sight"}
 SERVING = ["serve", "generate hi", "status", "explain it", "fetch"]
 
 
@@ -98,7 +98,7 @@ def test_the_base_installation_says_what_to_install(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     floors = ("deploy", "router", "rpc", "bench")
-    loaded = [n for n in sys.modules if n.split(".")[0] in floors or n == "cli.asking"]
+    loaded = [n for n in sys.modules if n.split(".")[0] in floors or n in NEED_GRPC]
     for name in loaded:
         monkeypatch.delitem(sys.modules, name)
     for name in ("grpc", "gguf", "psutil", "ray", "torch"):
@@ -119,8 +119,8 @@ def test_a_running_cluster_is_found_until_it_ends() -> None:
 
 
 def test_a_cluster_that_cannot_be_noted_runs_all_the_same(
-    own_cache: Path, caplog: pytest.LogCaptureFixture
+    own_state: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (own_cache / "baton").write_text("a file where the folder should be")
+    own_state.write_text("a file where the folder should be")
     with running.announced("one", ("127.0.0.1:1",), ("127.0.0.1:3",)):
         assert "other commands will need --address" in caplog.text

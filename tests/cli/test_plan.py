@@ -34,6 +34,8 @@ REFUSED = [
     # id                arguments                                                  status  says
     ("no model", ["plan", "llama-9", *GPUS, *WORK], 4, "llama-3.1-70b"),
     ("no GPU", [*MODEL, "--gpu", "tpu", *WORK], 4, "h100-80g-sxm"),
+    ("no such host", [*MODEL, *WORK, "--inventory", "nowhere.json"], 2, "nowhere.json"),
+    ("a host and GPUs", [*SMALL, "--inventory", "nowhere.json"], 2, "leave out --gpu"),
     ("which GPU", [*MODEL, "--gpu", "h100", *WORK], 2, "h100-80g-pcie"),
     ("nothing published", [*MODEL, *GPUS, *WORK, "--latency", "distserve"], 4, "opt-13b"),
     ("not measured", [*MODEL, *WORK, "--profile", "nowhere.json"], 4, "baton profile"),

@@ -9,12 +9,12 @@ import pytest
 from core.errors import ConfigError
 from core.member import Role
 from registry.api import (
-    MAX_PLAN_BYTES,
     MAX_TTL_S,
     Registry,
     RegistryUnavailable,
     SharedKeyDamaged,
 )
+from registry.deployment import MAX_DEPLOYMENT_BYTES
 from registry.heartbeat import keep_announced
 from tests.contract.conftest import PACE, Cluster
 from tests.registry.support import ids, logged, make_member, news, news_until, watching
@@ -25,7 +25,9 @@ SHORT_S = 0.2
 
 async def test_a_fresh_store_is_empty(registry: Registry) -> None:
     assert await registry.members() == ()
-    assert await registry.plan() is None
+    assert await registry.deployment() is None
+    assert await registry.leader() is None
+    assert await registry.problems() == ()
 
 
 async def test_who_is_announced_is_seen_by_all_whole_and_in_order(
@@ -112,22 +114,24 @@ async def test_two_watches_of_one_handle_see_the_same(registry: Registry) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "[prefill]\ntp = 2\n", "Fünf\n日本\x00\r\n", "x" * 100_000])
-async def test_the_plan_comes_back_as_it_was_put(
+async def test_the_deployment_comes_back_as_it_was_put(
     registry: Registry, other: Registry, text: str
 ) -> None:
-    await registry.put_plan("an earlier one")
-    await registry.put_plan(text)
-    assert await other.plan() == (text or None)
+    await registry.put_deployment("an earlier one", term=1)
+    await registry.put_deployment(text, term=1)
+    assert await other.deployment() == (text or None)
 
 
-async def test_a_plan_past_its_bound_is_refused_and_the_old_one_stays(registry: Registry) -> None:
-    await registry.put_plan("small")
-    with pytest.raises(ConfigError, match=str(MAX_PLAN_BYTES)):
-        await registry.put_plan("é" * (MAX_PLAN_BYTES // 2 + 1))
-    assert await registry.plan() == "small"
-    largest = "x" * MAX_PLAN_BYTES
-    await registry.put_plan(largest)
-    assert await registry.plan() == largest
+async def test_a_deployment_past_its_bound_is_refused_and_the_old_one_stays(
+    registry: Registry,
+) -> None:
+    await registry.put_deployment("small", term=1)
+    with pytest.raises(ConfigError, match=str(MAX_DEPLOYMENT_BYTES)):
+        await registry.put_deployment("é" * (MAX_DEPLOYMENT_BYTES // 2 + 1), term=1)
+    assert await registry.deployment() == "small"
+    largest = "x" * MAX_DEPLOYMENT_BYTES
+    await registry.put_deployment(largest, term=1)
+    assert await registry.deployment() == largest
 
 
 async def test_the_shared_key_is_the_first_one_proposed(

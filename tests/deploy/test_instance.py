@@ -23,7 +23,7 @@ from core.request import SamplingParams
 from core.work import WorkRequest
 from deploy.assembly import Compute
 from deploy.fingerprint import config_digest, fingerprint
-from deploy.instance import InstanceSpec, load_compute
+from deploy.instance import InstanceSpec, load_compute, member_of
 from deploy.tiny_model import write_tiny_llama
 from rpc.dial import dial
 from rpc.pb.cluster_pb2 import StatusRequest
@@ -160,6 +160,29 @@ def test_a_models_name_is_not_in_the_fingerprint() -> None:
     assert fingerprint(replace(FAKE_SPEC, name="copy"), "tokenizer", "config") == SAME
 
 
+NAMES = [
+    # given   as told
+    ("", "tiny"),
+    ("chat", "chat"),
+]
+
+
+@pytest.mark.parametrize(("given", "told"), NAMES)
+def test_a_model_is_called_as_given_or_as_its_folder(tiny_dir: Path, given: str, told: str) -> None:
+    spec = replace(spec_of(tiny_dir), model_name=given)
+    assert member_of(spec, load(tiny_dir), "127.0.0.1:1").model == told
+
+
+def test_other_weights_may_follow_under_the_same_name(tiny_dir: Path, tmp_path: Path) -> None:
+    other_dir = write_tiny_llama(tmp_path / "other", seed=1)
+    members = [
+        member_of(replace(spec_of(folder), model_name="chat"), load(folder), "127.0.0.1:1")
+        for folder in (tiny_dir, other_dir)
+    ]
+    assert {member.model for member in members} == {"chat"}
+    assert members[0].fingerprint != members[1].fingerprint
+
+
 def test_who_wrote_a_config_does_not_matter(tmp_path: Path) -> None:
     digests = []
     for version, theta in (("5.1", 1e4), ("5.2", 1e4), ("5.1", 1e5)):
@@ -173,7 +196,9 @@ def test_who_wrote_a_config_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_a_spec_survives_json(tiny_dir: Path) -> None:
-    spec = replace(spec_of(tiny_dir), registry_url="redis://127.0.0.1:1", port=4711)
+    spec = replace(
+        spec_of(tiny_dir), registry_url="redis://127.0.0.1:1", port=4711, model_name="chat"
+    )
     assert InstanceSpec.from_json(spec.to_json()) == spec
 
 
@@ -183,6 +208,9 @@ BAD_SPECS = [
     '{"instance_id": "a"}',
     '{"instance_id": "a", "role": "prefill", "model_dir": "m", "colour": "blue"}',
     '{"instance_id": "a", "role": "boss", "model_dir": "m"}',
+    '{"instance_id": "a", "role": "prefill", "model_dir": "m", "model_name": 7}',
+    '{"instance_id": "a", "role": "prefill", "model_dir": "m", "model_name": "a\\nb"}',
+    json.dumps({"instance_id": "a", "role": "prefill", "model_dir": "m", "model_name": "m" * 257}),
     '{"instance_id": "a", "role": "prefill", "model_dir": "m", "config": {"engine": {"x": 1}}}',
     '{"instance_id": "a", "role": "prefill", "model_dir": "m",'
     ' "config": {"engine": {"num_blocks": 0}}}',

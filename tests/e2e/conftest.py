@@ -18,6 +18,15 @@ from tests.e2e.running import RunningCluster, running
 pytestmark = pytest.mark.ray
 
 
+@pytest.fixture(scope="module")
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing of these clusters is kept where the user's are."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama", layers=3)

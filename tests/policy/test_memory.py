@@ -4,12 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.parallel import ParallelLayout
+from core.parallel import ParallelLayout, layout_problems
 from policy.distserve import CAPACITY_MODELS, capacities
 from policy.memory import (
     USABLE_SHARE,
     capacity_tokens,
-    layout_problems,
     stages,
     transfer_s,
 )
@@ -80,9 +79,10 @@ IMPOSSIBLE = [
     (
         "qwen3-30b-a3b",
         ParallelLayout(tp=6),
-        "tp = 6: qwen3-30b-a3b has 32 query heads on 4 KV heads",
+        "tp = 6: more ranks than the model's 4 KV heads works only where it is a multiple of them "
+        "and divides the 32 query heads",
     ),
-    ("opt-13b", ParallelLayout(pp=41), "pp = 41: opt-13b has 40 layers"),
+    ("opt-13b", ParallelLayout(pp=41), "pp = 41: the model has 40 layers"),
 ]
 
 

@@ -57,6 +57,12 @@ class Rig:
         self.runner = FakeRunner(num_blocks, SIZE)
         self.holds = StepHolds(self.blocks)
         self.door = Door(FINGERPRINT, num_blocks, SIZE)
+        self.budget = RoleBudget(
+            alone_step_tokens=STEP_TOKENS,
+            mixed_step_tokens=STEP_TOKENS // 2,
+            prompt_share=prompt_share,
+        )
+        """Of its role; another one makes another."""
         layout, handoff = KvLayout.of(FAKE_SPEC, SIZE), HandoffConfig()
         self.phase = PrefillPhase(
             PrefillParts(
@@ -69,11 +75,7 @@ class Rig:
                 door=self.door,
                 clock=self.clock,
                 work=asyncio.Event(),
-                budget=RoleBudget(
-                    alone_step_tokens=STEP_TOKENS,
-                    mixed_step_tokens=STEP_TOKENS // 2,
-                    prompt_share=prompt_share,
-                ),
+                budget=lambda: self.budget,
                 max_queued=64,
                 ageing_s=10.0,
                 costs=self.costs,

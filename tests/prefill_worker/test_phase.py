@@ -8,7 +8,7 @@ from core.blocks import BlockState
 from core.errors import StaleFence
 from kv_transfer.source import Outcome
 from prefill_worker.job import Ended, Sampled, Started
-from tests.prefill_worker.rig import Rig
+from tests.prefill_worker.rig import Rig, sampled
 
 ROOM = [
     # id                              held  running  asks  starts
@@ -73,3 +73,35 @@ async def test_a_refused_attempt_leaves_no_trace() -> None:
     with pytest.raises(StaleFence):
         rig.open(range(4), attempt=1)
     assert rig.phase.load() == replace(rig.phase.load(), num_prefilling=0, num_prompts=0)
+
+
+async def test_a_smaller_share_lets_those_finish_that_are_above_it() -> None:
+    rig = Rig(num_blocks=16, prompt_share=1.0)
+    above = [rig.open([n] * 16, f"{n}/0") for n in (1, 2, 3)]
+    rig.step()
+    rig.step()
+    rig.budget = replace(rig.budget, prompt_share=0.5)
+    # Two were begun, and take what half of the blocks are: the third waits, where it had room.
+    late = above.pop()
+    rig.run()
+    assert [sampled(job) is not None for job in above] == [True, True]
+    assert not late.block_ids
+    rig.phase.close(above[0])
+    rig.run()
+    assert sampled(late)
+    for job in (above[1], late):
+        rig.phase.close(job)
+    rig.check_nothing_is_left()
+
+
+async def test_a_larger_share_holds_for_those_that_wait() -> None:
+    rig = Rig(num_blocks=16, prompt_share=0.5)
+    first, second = (rig.open([n] * 20, f"{n}/0") for n in (1, 2))
+    rig.run()
+    assert (len(first.block_ids), len(second.block_ids)) == (5, 0)
+    rig.budget = replace(rig.budget, prompt_share=1.0)
+    rig.run()
+    assert sampled(second)
+    for job in (first, second):
+        rig.phase.close(job)
+    rig.check_nothing_is_left()

@@ -3,15 +3,14 @@
 import asyncio
 
 import pytest
+from redis.asyncio import Redis
 
-from registry.connect import connect
-from registry.redis_registry import RedisRegistry
+from registry.store_calls import StoreCalls
 
 
 async def test_a_cancel_that_comes_with_the_result_is_kept() -> None:
     """As Python 3.11's asyncio.wait_for does it: swallow the cancel, return the result."""
-    registry = connect("redis://127.0.0.1:1", "test")
-    assert isinstance(registry, RedisRegistry)
+    calls = StoreCalls(Redis(host="127.0.0.1", port=1), "test")
     waiting = asyncio.Event()
 
     async def swallows() -> str:
@@ -22,9 +21,9 @@ async def test_a_cancel_that_comes_with_the_result_is_kept() -> None:
             return "result"
         return "never"
 
-    task = asyncio.ensure_future(registry.call(swallows))
+    task = asyncio.ensure_future(calls.call(swallows))
     await waiting.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await registry.close()
+    await calls.close()

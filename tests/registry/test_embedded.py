@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import embedded, scratch
+from registry import embedded, home, scratch
 from registry.connect import connect
 from registry.embedded import EmbeddedValkey, ServerNotStarted
 from registry.scratch import ScratchFolder
@@ -66,20 +66,20 @@ async def test_two_at_once_are_strangers() -> None:
         assert one.folder != two.folder
         for server, text in ((one, "one"), (two, "two")):
             registry = connect(server.url, "c")
-            assert await registry.plan() is None
-            await registry.put_plan(text)
+            assert await registry.deployment() is None
+            await registry.put_deployment(text, term=1)
             await registry.close()
 
 
 async def test_after_a_crash_it_is_back_with_address_and_data() -> None:
     async with EmbeddedValkey() as server:
         url, registry = server.url, connect(server.url, "c")
-        await registry.put_plan("kept")
+        await registry.put_deployment("kept", term=1)
         server.kill()
         assert server.pid is None
         await server.start()
         assert server.url == url
-        assert await registry.plan() == "kept"
+        assert await registry.deployment() == "kept"
         await registry.close()
 
 
@@ -104,20 +104,19 @@ async def test_it_listens_on_loopback_and_asks_for_the_password() -> None:
 
 
 async def test_a_taken_port_is_given_up_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    free_port = embedded._free_port
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ports = iter([taken.getsockname()[1], free_port()])
-        monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
+        ports = iter([taken.getsockname()[1], home.free_port(embedded.HOST)])
+        monkeypatch.setattr(home, "free_port", lambda _: next(ports))
         async with EmbeddedValkey() as server:
             assert _port(server) != taken.getsockname()[1]
 
 
 def test_ports_of_ray_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert embedded._free_port() not in embedded.RAY_PORTS
-    monkeypatch.setattr(embedded, "RAY_PORTS", range(32768, 60999, 2))
-    assert all(embedded._free_port() not in embedded.RAY_PORTS for _ in range(20))
+    assert home.free_port(embedded.HOST) not in home.RAY_PORTS
+    monkeypatch.setattr(home, "RAY_PORTS", range(32768, 60999, 2))
+    assert all(home.free_port(embedded.HOST) not in home.RAY_PORTS for _ in range(20))
 
 
 FAILURES = [

@@ -18,6 +18,7 @@ from core.errors import ConfigError
 from core.member import MAX_MEMBER_JSON_BYTES
 from registry.api import Registry, RegistryUnavailable
 from registry.connect import connect, redacted
+from registry.editions import Draft
 from registry.embedded import EmbeddedValkey
 from registry.keys import FAMILIES, Keys
 from registry.watching import WatchPace
@@ -48,14 +49,17 @@ async def test_it_holds_its_declared_key_families_only_and_they_expire(
 ) -> None:
     await registry.announce(make_member("a"), ttl_s=50)
     await registry.announce(make_member("b"), ttl_s=20)  # shorter: must not shorten the index
-    await registry.put_plan("plan")
+    term = await registry.lead("controller-1", "127.0.0.1:7000", term=None, ttl_s=50)
+    await registry.put_deployment("deployment", term=term)
+    await registry.put_settings(Draft(text="", author="a"))
     await registry.shared_key(bytes(32))
     keys = Keys("blue")
     found = [key async for key in raw.scan_iter()]
-    assert len(found) == 6
+    assert len(found) == 10
     assert all(keys.declares(key) for key in found)
     ttls_ms = {key.removeprefix(keys.prefix): await raw.pttl(key) for key in found}
-    assert ttls_ms.pop("plan") == ttls_ms.pop("shared-key") == -1
+    staying = {family.suffix for family in FAMILIES if not family.expires}
+    assert {ttls_ms.pop(suffix) for suffix in staying} == {-1}
     assert 15_000 < ttls_ms.pop("member:b") <= 20_000
     assert all(45_000 < ttl_ms <= 50_000 for ttl_ms in ttls_ms.values())
 
@@ -63,11 +67,11 @@ async def test_it_holds_its_declared_key_families_only_and_they_expire(
 @pytest.mark.parametrize(
     ("key", "want"),
     [
-        ("baton:{blue}:plan", True),
+        ("baton:{blue}:deployment", True),
         ("baton:{blue}:member:a", True),
         ("baton:{blue}:member:", False),
-        ("baton:{blue}:plans", False),
-        ("baton:{green}:plan", False),
+        ("baton:{blue}:deployments", False),
+        ("baton:{green}:deployment", False),
         ("other", False),
     ],
 )
@@ -85,9 +89,9 @@ async def test_the_index_forgets_the_dead(registry: Registry, raw: "Redis") -> N
 async def test_clusters_do_not_see_each_other(server: EmbeddedValkey, registry: Registry) -> None:
     green = connect(server.url, "green")
     await registry.announce(make_member(), ttl_s=50)
-    await registry.put_plan("blue's")
+    await registry.put_deployment("blue's", term=1)
     assert await green.members() == ()
-    assert await green.plan() is None
+    assert await green.deployment() is None
     await green.close()
 
 
@@ -118,13 +122,36 @@ async def test_a_store_of_the_wrong_shape_is_unavailable_not_a_crash(
         await registry.announce(make_member(), ttl_s=5)
 
 
+RECORDS = ["", "x", "7", "7 a", "-7 a h:1", "0 a h:1", "7 a b h:1", "7 a nowhere", "1e9 a h:1"]
+
+
+@pytest.mark.parametrize("record", RECORDS)
+async def test_damaged_records_of_a_leader_are_none(
+    registry: Registry, raw: "Redis", record: str
+) -> None:
+    keys = Keys("blue")
+    for key in (keys.leader, keys.term):
+        await raw.set(key, record)
+    assert await registry.leader() is None
+    assert (await registry.state()).last_leader is None
+    await registry.resign("a", 7)
+    await raw.delete(keys.leader)
+    term = await registry.lead("controller-1", "127.0.0.1:7000", term=None, ttl_s=5)
+    assert term > 1e12  # the store's clock, milliseconds
+    await registry.put_deployment("text", term=term)
+
+
 async def test_a_store_that_takes_no_writes_is_unavailable(
     registry: Registry, raw: "Redis"
 ) -> None:
     """A full disk or memory (reliability F16): what is there can still be read."""
     await registry.announce(make_member(), ttl_s=50)
     await raw.config_set("maxmemory", "1")
-    for write in (registry.announce(make_member("b"), ttl_s=5), registry.put_plan("plan")):
+    for write in (
+        registry.announce(make_member("b"), ttl_s=5),
+        registry.put_deployment("text", term=1),
+        registry.lead("controller-1", "127.0.0.1:7000", term=None, ttl_s=5),
+    ):
         with pytest.raises(RegistryUnavailable):
             await write
     assert ids(await registry.members()) == ["decode-0"]

@@ -11,13 +11,7 @@ import grpc.aio
 
 from core.ids import Fingerprint, InstanceId
 from core.member import Member, Role
-from rpc.pb import (
-    cluster_pb2,
-    cluster_pb2_grpc,
-    types_pb2,
-    workers_pb2,
-    workers_pb2_grpc,
-)
+from rpc.pb import cluster_pb2, cluster_pb2_grpc, types_pb2, workers_pb2, workers_pb2_grpc
 from tests.router.fake_books import Job, Lease, Outbox, fence_of
 from tests.router.fake_model import MAX_CONTEXT, MODEL, finish_at, logprobs_at, token_at
 from tests.router.script import BOUND_S, Script
@@ -376,8 +370,10 @@ class FakeInstance(
     ) -> cluster_pb2.DrainReply:
         return cluster_pb2.DrainReply()
 
-    async def Explain(self, request: Any, context: Context) -> Any:  # noqa: ANN401 - never asked
-        raise AssertionError("routers explain")
+    async def _never(self, request: Any, context: Context) -> Any:  # noqa: ANN401 - never asked
+        raise AssertionError("no router asks an instance that")
+
+    Explain = ChangeRole = Workload = _never
 
 
 @asynccontextmanager

@@ -96,6 +96,16 @@ def test_a_new_role_shows() -> None:
     assert seen.fleet.table.role[sight.row] == 2
 
 
+def test_who_gets_a_new_role_helps_no_more() -> None:
+    seen, _ = view()
+    sight = seen.join(member("p0"))
+    seen.fleet.help(sight.row, helps=True)
+    sight.describe(member("p0"))
+    assert seen.fleet.table.helps[sight.row], "the same said again is no change"
+    sight.describe(replace(member("p0"), role=Role.DECODE))
+    assert not seen.fleet.table.helps[sight.row]
+
+
 def test_speeds_are_learned_and_shared_with_who_was_never_seen() -> None:
     seen, clock = view()
     rows = [seen.join(member(f"p{i}")).row for i in range(3)]

@@ -26,6 +26,7 @@ PLAIN = [
     errors.DeadlinePassed,
     errors.Cancelled,
     errors.StaleFence,
+    errors.StaleTerm,
     errors.WrongState,
     errors.Incompatible,
     errors.KvCorrupt,

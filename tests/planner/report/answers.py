@@ -28,13 +28,17 @@ GPU = "h100-80g-sxm"
 SECONDS = Quantiles(p50=0.1, p90=0.2, p99=0.3)
 
 
-def setup() -> Setup:
-    """Llama-3.1-8B on H100, short prompts and answers."""
+def setup(*kinds: str, owned: str | None = None) -> Setup:
+    """Llama-3.1-8B on H100 if nothing else is named, short prompts and answers."""
     work = WorkAsk(prompt_tokens="512", output_tokens="16", slo=Slo(ttft_s=0.5, tpot_s=0.05))
     ask = Ask(
         model="llama-3.1-8b",
         times=Times(),
-        gpus=GpuAsk(kinds=(GPU,), num_gpus=8),
+        gpus=GpuAsk(
+            kinds=kinds or ((GPU,) if owned is None else ()),
+            owned=() if owned is None else (f"{owned}=8",),
+            num_gpus=8,
+        ),
         work=work,
         rules=Rules(placement="shortest_queue", pairs_at_arrival=True),
     )

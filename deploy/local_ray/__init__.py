@@ -1,0 +1,1 @@
+"""A Ray of this machine that outlives the command that started it."""
