@@ -9,7 +9,7 @@ import typer
 
 from cli import cluster_options as o
 from cli.errors import error_console, errors_told
-from core.errors import BatonError, UnknownRequest
+from core.errors import BatonError
 from deploy.interrupt import Interrupted, until_signal
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ async def _logs(
     ask = _asking(member, await controller_of(name), name)
     try:
         offset = await write_tail(ask, tail, sys.stdout)
-    except UnknownRequest as error:
+    except BatonError as error:
+        if error.status != "NOT_FOUND":
+            raise
         raise NoLog(await _whom_there_is(member, name, error)) from None
     if follow:
         await follow_log(ask, offset, sys.stdout, lambda text: console.print(text, style="dim"))

@@ -6,8 +6,17 @@ from typing import Annotated
 import typer
 
 from cli.bench import bench
+from cli.down import down
+from cli.drain import drain
+from cli.inventory import inventory
+from cli.logs import logs
 from cli.plan import plan
+from cli.replan import replan
 from cli.simulate import simulate
+from cli.state import state
+from cli.status import status
+from cli.top import top
+from cli.up import up
 from core.limits import MAX_LOGPROBS, MAX_PRIORITY
 from core.logs import LogFormat
 
@@ -16,7 +25,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Serve large language models on separate prefill and decode instances.\n\n"
-    "Start with `baton fetch`, then `baton serve`; ask with `baton generate`.",
+    "Start with `baton fetch`, then `baton serve`; ask with `baton generate`.\n\n"
+    "`baton up plan.toml` brings up a cluster that stays, and changes it later.",
 )
 
 AddressOption = Annotated[
@@ -184,14 +194,6 @@ def batch(
 
 
 @app.command()
-def status(address: AddressOption = None, *, json_output: JsonOption = False) -> None:
-    """Show the instances of a running cluster, their load and their books."""
-    from cli.status import show_status
-
-    show_status(address, json_output=json_output)
-
-
-@app.command()
 def explain(
     request_id: Annotated[
         str, typer.Argument(help="As given, or as x-request-id of the answer or error said.")
@@ -284,6 +286,6 @@ def profile(  # noqa: PLR0913 - each is an option of the command line
     )
 
 
-app.command()(bench)
-app.command()(plan)
-app.command()(simulate)
+for command in (up, down, status, top, drain, logs, replan, inventory, bench, plan, simulate):
+    app.command()(command)
+app.add_typer(state, name="state")

@@ -150,7 +150,7 @@ def host_address() -> str:
     """Of this Ray node, as others reach it."""
     import ray.util
 
-    return str(ray.util.get_node_ip_address())
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def _at_home(spec_json: str, host: str) -> str:

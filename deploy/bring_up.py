@@ -6,18 +6,22 @@ All else is asked of the controller, over gRPC. Every step finds what an earlier
 import asyncio
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import PeerLost
+from core.errors import ModelError, PeerLost
 from core.paths import user_state_dir
 from deploy.actors import READY_TIMEOUT_S, ServiceActor, StartFailed
+from deploy.check_model import check_model
+from deploy.controller.deployment import Deployment
 from deploy.controller.process import ControllerSpec
 from deploy.controller.ray_hands import FREE_CALLS, namespace_of
 from deploy.local_ray.background import start_local_ray, stop_local_ray
 from deploy.log_files import remove_logs
+from deploy.memory import available_memory_bytes, check_memory, cluster_bytes
 from deploy.ray_runtime import joined_ray
 from deploy.store import StoreSpec
 from registry.home import ValkeyHome
@@ -69,6 +73,20 @@ class Ground:
     ray_address: str
 
 
+async def prepare(deployment: Deployment) -> None:
+    """Raise what a cluster on this machine alone would die of, before anything is started."""
+    model_dir, plan = Path(deployment.model), deployment.plan
+    if not (model_dir / "config.json").is_file():
+        raise ModelError(f"{model_dir}: no config.json, so not a model directory")
+    await check_model(model_dir, layouts=plan.layouts)
+
+
+def check_room(deployment: Deployment) -> None:
+    """Raise TooLittleMemory when this machine cannot hold all of it."""
+    needed_bytes = cluster_bytes(deployment.plan, deployment.config.engine, Path(deployment.model))
+    check_memory(needed_bytes, available_memory_bytes())
+
+
 async def lay_ground(site: Site, on_progress: Progress) -> Ground:
     """Ray, store and controller, as far as they are not there; the plan comes later.
 
@@ -97,7 +115,12 @@ async def clear_ground(site: Site) -> None:
     if not site.ray_address:
         await stop_local_ray(site.ray_folder)
         remove_logs(site.name)
-        return
+    else:
+        await _clear_ray(site)
+    shutil.rmtree(site.folder, ignore_errors=True)
+
+
+async def _clear_ray(site: Site) -> None:
     with joined_ray(site.ray_address, None, namespace_of(site.name)) as ray:
         await asyncio.to_thread(_clear, ray, site.name)
 

@@ -288,10 +288,12 @@ def _instance(
         model_dir=spec.model_dir,
         config=spec.config,
         layout=pool.layout,
+        model_name=spec.plan.model_name,
         registry_url=registry_url,
         cluster=spec.name,
         drain_s=spec.drain_s,
     )
+    kind = spec.plan.type_of(pool)
     # One bundle for all ranks: they are children of the instance's process, so on its host.
     return ActorSpec(
         name=name,
@@ -299,8 +301,8 @@ def _instance(
         spec_json=instance.to_json(),
         log_level=spec.log_level,
         log_format=spec.log_format,
-        num_cpus=pool.num_cpus * pool.layout.num_workers,
-        num_gpus=pool.num_gpus * pool.layout.num_workers,
+        num_cpus=kind.num_cpus * pool.layout.num_workers,
+        num_gpus=kind.num_gpus * pool.layout.num_workers,
     )
 
 

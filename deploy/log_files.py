@@ -13,16 +13,16 @@ MAX_KEPT_BYTES = 16 * 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
-class NoLog(BatonError):
+class UnknownLog(BatonError):
     """No such log on that host."""
 
     status = "NOT_FOUND"
 
 
 def log_path(name: str, state_dir: Path | None = None) -> Path:
-    """Of CLUSTER/MEMBER. Raises NoLog for a name that none could have."""
+    """Of CLUSTER/MEMBER. Raises UnknownLog for a name that none could have."""
     if not _NAME.fullmatch(name):
-        raise NoLog("a log is named CLUSTER/MEMBER, of letters, digits and ._-")
+        raise UnknownLog("a log is named CLUSTER/MEMBER, of letters, digits and ._-")
     cluster, member = name.split("/")
     return (state_dir or user_state_dir()) / "logs" / cluster / f"{member}.log"
 
@@ -48,7 +48,7 @@ def read_piece(path: Path, offset: int, max_bytes: int) -> tuple[bytes, int]:
             file.seek(start)
             piece = file.read(max_bytes)
     except FileNotFoundError:
-        raise NoLog(f"no log of {path.stem}") from None
+        raise UnknownLog(f"no log of {path.stem}") from None
     return piece, start + len(piece)
 
 

@@ -155,6 +155,10 @@ class Registry(Protocol):
         """What is wrong with the store itself, as far as it tells; see store_check.py."""
         ...
 
+    async def forget(self) -> None:
+        """Everything of this cluster, the leader and living members included: it has ended."""
+        ...
+
     async def close(self) -> None:
         """End all watches and drop all connections; idempotent."""
         ...

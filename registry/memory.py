@@ -246,6 +246,11 @@ class MemoryRegistry:
         self._check()
         return self.store.problems
 
+    async def forget(self) -> None:
+        """All of it."""
+        self._check()
+        self.store.flush()
+
     async def close(self) -> None:
         """End this handle's watches; the store and other handles live on."""
         self._closed.set()

@@ -45,6 +45,9 @@ MAX_MEMBERS = 1024
 """Read at most; 64 MiB at the very worst, 0.5 MiB in earnest."""
 MAX_VERSION_DIGITS = 16
 
+SCAN_COUNT = 1000
+"""Keys looked at per step; a store takes well under a millisecond for them."""
+
 
 class RedisRegistry:
     """Implements Registry over one client, which it owns. `where` names the store in errors."""
@@ -267,6 +270,19 @@ class RedisRegistry:
                 return ()  # it may not be asked
             raise
         return eviction_problems(reply)
+
+    async def forget(self) -> None:
+        """Every key of the cluster, in as many steps as the store needs to find them."""
+        cursor = 0
+        while True:
+            found = partial(self._client.scan, cursor, f"{self._keys.prefix}*", SCAN_COUNT)
+            reply = await self._calls.call(found)
+            assert isinstance(reply, tuple | list)
+            cursor, keys = int(reply[0]), list(reply[1])
+            if keys:
+                await self._calls.call(partial(self._client.delete, *keys))
+            if cursor == 0:
+                return
 
     async def close(self) -> None:
         """End all watches and drop all connections."""

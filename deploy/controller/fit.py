@@ -145,4 +145,8 @@ def _free(host: Host) -> str:
 
 
 def _is_rays_own(name: str) -> bool:
-    return name.startswith("node:") or name in ("memory", "object_store_memory")
+    return (
+        name.startswith(("node:", "bundle_group"))
+        or "_group_" in name
+        or name in ("memory", "object_store_memory")
+    )

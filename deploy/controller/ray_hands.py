@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.errors import PeerLost
 from core.member import Role
-from deploy.actors import READY_TIMEOUT_S, ServiceActor, StartFailed
+from deploy.actors import READY_TIMEOUT_S, ServiceActor, StartFailed, host_address
 from deploy.controller.fit import Host
 from deploy.controller.hands import Born, Found, Order, Unfinished
-from deploy.log_files import log_path, read_piece
+from deploy.log_files import UnknownLog, log_path, read_piece
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -97,14 +97,19 @@ class RayHands:
     async def read_log(self, name: str, offset: int, max_bytes: int) -> tuple[bytes, int]:
         """See Hands."""
         path = log_path(f"{self._cluster}/{name}")
-        host = self._hosts.get(name)
+        # The controller and whoever ended before its time left theirs here, if anywhere.
+        host = self._hosts.get(name) or host_address()
+        if host == host_address():
+            return await asyncio.to_thread(read_piece, path, offset, max_bytes)
 
-        def read() -> Any:  # noqa: ANN401 - what the task returns
-            options = {"num_cpus": 0, "resources": {f"node:{host}": 0.001} if host else {}}
+        def read() -> "ObjectRef[Any]":
+            options = {"num_cpus": 0, "resources": {f"node:{host}": 0.001}}
             task = self._ray.remote(read_piece).options(**options)
-            return self._ray.get(task.remote(path, offset, max_bytes), timeout=CALL_TIMEOUT_S)
+            reference: ObjectRef[Any] = task.remote(path, offset, max_bytes)
+            return reference
 
-        piece, following = await self._asked(f"for the log of {name}", read)
+        reference = await self._asked(f"for the log of {name}", read)
+        piece, following = await self._answer(name, reference, CALL_TIMEOUT_S)
         return piece, following
 
     # --- blocking, in threads -----------------------------------------------------------------
@@ -237,6 +242,8 @@ class RayHands:
                 return await answer
         except errors.RayTaskError as error:
             cause = error.cause
+            if isinstance(cause, UnknownLog):
+                raise cause from None
             raise StartFailed(str(cause if isinstance(cause, Exception) else error)) from None
         except errors.ActorUnavailableError as error:
             raise Unfinished(f"{name}: unavailable: {error}") from None

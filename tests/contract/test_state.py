@@ -130,3 +130,11 @@ async def test_a_damaged_key_is_told_and_not_shown(cluster: Cluster, registry: R
     with pytest.raises(SharedKeyDamaged) as told:
         await export_state(registry)
     assert "canary" not in str(told.value)
+
+
+async def test_nothing_of_a_cluster_that_was_forgotten_is_left(registry: Registry) -> None:
+    await fill(registry)
+    await registry.forget()
+    assert await registry.state() == ClusterState()
+    assert await registry.members() == ()
+    assert await registry.leader() is None

@@ -137,7 +137,7 @@ async def test_a_session_is_ended_with_its_orphans(leader: str) -> None:
 
 
 async def test_who_ends_in_time_is_not_killed() -> None:
-    with session("print(flush=True); input()") as process:
+    with session(FOR_EVER) as process:
         process.terminate()
         await end_session(process.pid, grace_s=TIMEOUT_S)
         assert process.wait() == -15

@@ -156,7 +156,8 @@ def pid_at(address: str) -> int:
     """Of the process that listens there."""
     port = int(address.rpartition(":")[2])
     for found in psutil.net_connections("tcp"):
-        if found.status == psutil.CONN_LISTEN and found.laddr.port == port and found.pid:
+        here = found.laddr and found.laddr.port == port
+        if found.status == psutil.CONN_LISTEN and here and found.pid:
             return found.pid
     raise AssertionError(f"nobody listens at {address}")
 

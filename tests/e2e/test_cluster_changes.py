@@ -1,6 +1,7 @@
 """Whatever the controller does or suffers, no request fails and every token is right."""
 
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ PREFILL, DECODE = types_pb2.ROLE_PREFILL, types_pb2.ROLE_DECODE
 
 
 @pytest.fixture(scope="module")
-def cluster(tiny_dir: Path, own_state: Path) -> Iterator[tuple[OwnLoop, Controlled]]:
+def cluster(tiny_dir: Path, own_state: Path) -> Iterator[tuple[OwnLoop[Controlled], Controlled]]:
     """Two prefill, two decode, two routers, the tiny model."""
     with OwnLoop(controlled("changes", deployment(tiny_dir, plan_toml(2, 2)))) as loop:
         yield loop, loop.value
@@ -79,10 +80,14 @@ async def change_a_role(cluster: Controlled, before: State) -> None:
     await cluster.until(lambda s: s.settled and num_of(s, DECODE) == 2)
 
 
+def has_decode(state: State, num: int) -> bool:
+    return state.settled and num_of(state, DECODE) == num
+
+
 async def scale_decode(cluster: Controlled, before: State) -> None:
     for num in (3, 1, 2):
         await cluster.put(cluster.with_plan(plan_toml(2, num)))
-        await cluster.until(lambda s, num=num: s.settled and num_of(s, DECODE) == num)
+        await cluster.until(partial(has_decode, num=num))
 
 
 async def apply_a_new_plan(cluster: Controlled, before: State) -> None:
@@ -97,7 +102,9 @@ async def apply_a_new_plan(cluster: Controlled, before: State) -> None:
 
 async def drain_an_instance(cluster: Controlled, before: State) -> None:
     victim = next(m for m in before.members if m.role == PREFILL)
-    await cluster.call("DrainMember", controller_pb2.DrainMemberRequest(name=victim.name))
+    await cluster.call(
+        "DrainMember", controller_pb2.DrainMemberRequest(name=victim.name, timeout_s=20.0)
+    )
     await cluster.until(lambda s: victim.name not in names_of(s))
     await cluster.settled()
 
@@ -114,7 +121,9 @@ CASES: list[Act] = [
 
 
 @pytest.mark.parametrize("act", CASES, ids=lambda act: act.__name__)
-def test_nobody_notices(cluster: tuple[OwnLoop, Controlled], tiny_oracle: Oracle, act: Act) -> None:
+def test_nobody_notices(
+    cluster: tuple[OwnLoop[Controlled], Controlled], tiny_oracle: Oracle, act: Act
+) -> None:
     loop, controlled = cluster
     answers, told = loop.run(_under_load(controlled, act), 400.0)
     print(f"\n{act.__name__}:", *told, sep="\n  ")
@@ -123,7 +132,7 @@ def test_nobody_notices(cluster: tuple[OwnLoop, Controlled], tiny_oracle: Oracle
 
 
 def test_rolling_update_to_other_weights(
-    cluster: tuple[OwnLoop, Controlled],
+    cluster: tuple[OwnLoop[Controlled], Controlled],
     tiny_oracle: Oracle,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

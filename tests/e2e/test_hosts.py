@@ -1,5 +1,6 @@
 """The hosts of other tests: actors are on them, know where they are, and reach each other."""
 
+import importlib
 import os
 import socket
 from collections.abc import Iterator
@@ -29,9 +30,7 @@ def listener(ray: Any) -> Any:  # noqa: ANN401 - Ray's
 
     class Listener:
         def ip(self) -> str:
-            import ray
-
-            return str(ray.util.get_node_ip_address())
+            return str(importlib.import_module("ray").util.get_node_ip_address())
 
         def listen(self, ip: str) -> int:
             self._server = socket.create_server((ip, 0))

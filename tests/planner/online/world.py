@@ -22,10 +22,10 @@ from planner.sim.outcome import Outcome
 from planner.sim.simulate import simulate
 from planner.sim.spec import Change, Network
 from planner.sim.traffic import Traffic, traffic
+from planner.workload.arrivals import Replay
 from planner.workload.presets import load_workload
 from policy.hardware import catalogue
 from policy.step_times import PS_PER_S
-from policy.table import Bools
 from tests.planner.online import shift_spec as spec
 
 ONE = ParallelLayout()
@@ -60,6 +60,14 @@ def segment(preset: str, speed: float, span_s: float = spec.SEGMENT_S) -> Traffi
     )
 
 
+def whole_trace(preset: str, speed: float) -> Traffic:
+    """Once, as fast as in the segment."""
+    arrivals = load_workload(preset).arrivals
+    assert isinstance(arrivals, Replay)
+    recorded_s = len(arrivals.trace.at_s) / arrivals.trace.rate_per_s
+    return segment(preset, speed, recorded_s / spec.COMPRESSION / speed)
+
+
 def one_after_the_other(parts: list[Traffic]) -> Traffic:
     """Each for as long as a segment."""
     at_s = [part.arrival_ps / PS_PER_S + k * spec.SEGMENT_S for k, part in enumerate(parts)]
@@ -76,7 +84,7 @@ def offered(part: Traffic) -> Recent:
         part.arrival_ps / PS_PER_S, part.num_prompt_tokens, part.num_output_tokens, strict=True
     )
     rows = (Ended(float(at), int(p), 0, int(n), 0.0, 0.0, "OK") for at, p, n in columns)
-    return columns_of(rows, 0.0, spec.SEGMENT_S)
+    return columns_of(rows, 0.0, float("inf"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +181,7 @@ class World:
     def attainment(self, from_s: float, to_s: float) -> float:
         """Of requests that came in this time."""
         at_s = self.traffic.arrival_ps / PS_PER_S
-        came: Bools = (at_s >= from_s) & (at_s < to_s)
+        came = (at_s >= from_s) & (at_s < to_s)
         return float(self.outcome.met((spec.SLO,))[came].mean())
 
 
