@@ -292,8 +292,8 @@ class _Told:
             self._say(f"{event.member or state.cluster} {event.text}")
             if event.text.startswith("lost while starting"):
                 raise StartFailed(
-                    f"{event.member}: {event.text}\nit is tried again; `baton up` may bring another plan, "
-                    f"`baton logs {event.member}` has more, `baton down` ends it"
+                    f"{event.member}: {event.text}\nit is tried again; `baton up` may bring another"
+                    f" plan, `baton logs {event.member}` has more, `baton down` ends it"
                 )
 
 

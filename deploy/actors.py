@@ -161,11 +161,12 @@ def _at_home(spec_json: str, host: str) -> str:
     spec = json.loads(spec_json)
     if spec.get("host") == "":
         spec["host"] = host
-    if "model_dir" in spec and not Path(spec["model_dir"]).is_dir():
+    # An empty path has become a dot on its way.
+    name = "" if spec.get("model_dir") == "." else spec.get("model_dir")
+    if name is not None and not (name and Path(name).is_dir()):
         # Here and not above: converting a model brings torch along, and a router has none.
         from deploy.model_source import resolve_model
 
-        name = "" if spec["model_dir"] in ("", ".") else spec["model_dir"]
         spec["model_dir"] = str(resolve_model(name))
     return json.dumps(spec)
 

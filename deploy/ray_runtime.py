@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from core.errors import BatonError
 from registry.scratch import ScratchFolder
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,18 @@ def private_ray(*, num_cpus: int, num_gpus: int = 0) -> Iterator[Any]:
     logger.info("ray stopped: %s", folder.path)
 
 
+class RayNotJoined(BatonError):
+    """No Ray at that address, or none that lets us in."""
+
+    status = "UNAVAILABLE"
+
+    def __init__(self, address: str, error: Exception) -> None:
+        super().__init__(
+            f"cannot join Ray at {address}: {error}; is it started there, is this machine one of "
+            "its nodes, and are RAY_AUTH_MODE and ~/.ray/auth_token the same as there?"
+        )
+
+
 @contextmanager
 def joined_ray(address: str, token: str | None, namespace: str) -> Iterator[Any]:
     """The `ray` module, connected as a driver to the Ray at `address` (host:port of its GCS).
@@ -90,12 +103,15 @@ def joined_ray(address: str, token: str | None, namespace: str) -> Iterator[Any]
         ray = stack.enter_context(ray_told(changes))
         stack.callback(ray.shutdown)
         with _signals_kept():
-            ray.init(
-                address=address,
-                namespace=namespace,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
+            try:
+                ray.init(
+                    address=address,
+                    namespace=namespace,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                )
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise RayNotJoined(address, error) from error
         logger.info("ray joined: %s, namespace %s", address, namespace)
         yield ray
     logger.info("ray left: %s", address)

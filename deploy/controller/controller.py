@@ -227,9 +227,7 @@ class Controller:
         assert self.record is not None, "nothing is started before there is a plan"
         deployment = self.record.deployment
         if start.role is Role.ROUTER:
-            alive = {host.address for host in self._hosts}
-            doors = {n: door for n, door in self.record.doors.items() if door.host in alive}
-            return router_order(self._cluster, deployment, start, doors)
+            return self._router_order(start, deployment)
         order = instance_order(self._cluster, deployment, start, new_name(self.roster), "")
         want = Want(role=start.role, bundle=order.bundle)
         host = choose_host(deployment.plan, want, self._hosts_now())
@@ -241,12 +239,26 @@ class Controller:
         self._hosts = [taken if h.address == host.address else h for h in self._hosts]
         return replace(order, host=host.address)
 
+    def _router_order(self, start: Start, deployment: Deployment) -> Order:
+        """Where the last one of its name was; else where the fewest are."""
+        alive = {host.address for host in self._hosts}
+        doors = {n: door for n, door in self._doors.items() if door.host in alive}
+        order = router_order(self._cluster, deployment, start, doors)
+        if not order.host:
+            want = Want(role=Role.ROUTER, bundle={})
+            host = choose_host(deployment.plan, want, self._hosts_now())
+            order = replace(order, host=host.address if host else "")
+        return order
+
+    @property
+    def _doors(self) -> Mapping[str, Doors]:
+        return self.record.doors if self.record else {}
+
     def _hosts_now(self) -> list[Host]:
-        """With our instances, by role, as they are now."""
-        instances = [member for member in self.roster.members if not member.is_router]
+        """With our members, by role, as they are now."""
         counted = []
         for host in self._hosts:
-            here = [m.role for m in instances if m.host == host.address]
+            here = [m.role for m in self.roster.members if m.host == host.address]
             counted.append(replace(host, roles={role: here.count(role) for role in set(here)}))
         return counted
 

@@ -38,6 +38,11 @@ class Wanted:
         """Of all pools."""
         return sum(pool.num for pool in self.pools.values())
 
+    @property
+    def num_missing(self) -> int:
+        """So many fewer may serve while others are replaced."""
+        return 0 if self.max_surge else 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
@@ -76,7 +81,7 @@ def router_name(index: int) -> str:
 def decide(wanted: Wanted, seen: Sequence[Seen]) -> tuple[Action, ...]:
     """All that can be done now. Done already, nothing more comes of the same plan."""
     instances = [member for member in seen if not member.is_router]
-    changes = tuple(role_changes(wanted, instances))
+    changes = role_changes(wanted, instances)
     after = _changed(instances, changes)
     starts, drains = tuple(_starts(wanted, after)), tuple(_drains(wanted, after))
     # Routers last: an older one knows how to place on newer instances.
@@ -98,8 +103,16 @@ def lacks(wanted: Wanted, seen: Sequence[Seen]) -> Iterator[str]:
             yield f"{role}: {num_old} to be replaced"
 
 
-def role_changes(wanted: Wanted, instances: Sequence[Seen]) -> Iterator[ChangeRole]:
-    """Instances that are too many where they are, and of the make that is short elsewhere."""
+def role_changes(wanted: Wanted, instances: Sequence[Seen]) -> tuple[ChangeRole, ...]:
+    """Of instances that are too many where they are, and of the make that is short elsewhere; all
+    together they leave no role with fewer than it needs."""
+    changes = list(_moves(wanted, instances))
+    while (early := _too_early(wanted, instances, changes)) is not None:
+        changes.remove(early)
+    return tuple(changes)
+
+
+def _moves(wanted: Wanted, instances: Sequence[Seen]) -> Iterator[ChangeRole]:
     spare = [member for member in _too_many(wanted, instances) if member.serves]
     for role in POOLS:
         pool = wanted.pools[role]
@@ -109,6 +122,19 @@ def role_changes(wanted: Wanted, instances: Sequence[Seen]) -> Iterator[ChangeRo
                 break
             spare.remove(fitting[0])
             yield ChangeRole(name=fitting[0].name, role=role)
+
+
+def _too_early(
+    wanted: Wanted, instances: Sequence[Seen], changes: Sequence[ChangeRole]
+) -> ChangeRole | None:
+    """One that leaves too few behind: those that replace it where it is do not serve yet."""
+    roles = {member.name: member.role for member in instances}
+    after = Counter(member.role for member in _changed(instances, changes) if member.serves)
+    for change in changes:
+        role = roles[change.name]
+        if after[role] < wanted.pools[role].num - wanted.num_missing:
+            return change
+    return None
 
 
 def _changed(instances: Sequence[Seen], changes: Sequence[ChangeRole]) -> list[Seen]:
@@ -132,7 +158,7 @@ def _starts(wanted: Wanted, instances: Sequence[Seen]) -> Iterator[Start]:
 
 def _drains(wanted: Wanted, instances: Sequence[Seen]) -> Iterator[Drain]:
     """Whoever is too many and does not serve yet, at once; who serves, as others can replace it."""
-    missing = 0 if wanted.max_surge else 1
+    missing = wanted.num_missing
     serving = Counter(member.role for member in instances if member.serves)
     for member in _too_many(wanted, instances):
         if member.serves:

@@ -56,13 +56,14 @@ class Deployment:
         """What `to_json` wrote. Raises ConfigError with every problem."""
         document = _document(text)
         problems: list[str] = []
-        config = build(Config, _table(document.pop("config", {})), "config", problems)
-        document["speed"] = tree(Speed, document.get("speed", {}), "speed", problems)
         if document.pop("schema", SCHEMA) != SCHEMA:
             problems.append(f"deployment: schema must be {SCHEMA}")
-        if problems or config is None:
-            raise ConfigError(tuple(problems))
-        deployment = build(cls, document | {"config": config}, "deployment", problems)
+        config = build(Config, _table(document.get("config", {})), "config", problems)
+        speed = tree(Speed, document.get("speed", {}), "speed", problems)
+        # In place of what cannot be read: so that the rest is looked at, too.
+        document["config"] = config or Config()
+        document["speed"] = speed if isinstance(speed, Speed) else Speed()
+        deployment = build(cls, document, "deployment", problems)
         problems += [] if deployment is None else deployment.problems()
         if problems or deployment is None:
             raise ConfigError(tuple(problems))
@@ -121,5 +122,7 @@ def router_make(deployment: Deployment) -> str:
 
 
 def _digest(parts: dict[str, object]) -> str:
-    text = json.dumps(parts, sort_keys=True)
+    # 0 and 0.0 are equal, and one becomes the other on its way through JSON.
+    plain = json.loads(json.dumps(parts), parse_int=float)
+    text = json.dumps(plain, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:MAKE_DIGITS]

@@ -13,6 +13,8 @@ from core.plan import PAIRED, Plan, PoolPlan
 
 MAX_SHOWN_HOSTS = 8
 """In a message: more would not be read."""
+ROUNDING = 1e-6
+"""0.6 - 0.2 - 0.2 is less than 0.2 in binary fractions. Ray counts in steps of 0.0001."""
 
 
 class DoesNotFit(BatonError):
@@ -33,7 +35,7 @@ class Host:
 
     def holds(self, bundle: Mapping[str, float]) -> bool:
         """Whether there is room for it."""
-        return all(self.free.get(name, 0.0) >= amount for name, amount in bundle.items())
+        return all(self.free.get(name, 0.0) >= amount - ROUNDING for name, amount in bundle.items())
 
     def with_member(self, role: Role, bundle: Mapping[str, float]) -> "Host":
         """After one more has been put here."""
@@ -71,7 +73,7 @@ def choose_host(plan: Plan, want: Want, hosts: Sequence[Host]) -> Host | None:
     """Where it goes: beside its partner, if pairs share hosts; else where the fewest of its kind
     are, so that a host that dies takes few of one pool. None: nowhere."""
     fitting = [host for host in hosts if host.holds(want.bundle)]
-    if plan.affinity == PAIRED and want.role is not Role.MIXED:
+    if plan.affinity == PAIRED and _partner(want.role) is not want.role:
         fitting = [host for host in fitting if _may_pair(plan, want, host)]
     return min(fitting, key=lambda host: _preference(plan, want, host), default=None)
 
@@ -132,7 +134,7 @@ def _explained(plan: Plan, missing: Sequence[Want], room: Sequence[Host]) -> Ite
         )
         for name, amount in bundle:
             most = max((host.free.get(name, 0.0) for host in room), default=0.0)
-            if most < amount:
+            if most < amount - ROUNDING:
                 yield f"no host has {amount:g} {name} left, the most is {most:g}"
     shown = [f"{host.address} ({_free(host)})" for host in room[:MAX_SHOWN_HOSTS]]
     yield f"left on {len(room)} hosts: {', '.join(shown) or 'none'}"

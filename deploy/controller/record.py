@@ -54,7 +54,14 @@ class Record:
                 deployment=Deployment.from_json(json.dumps(document["deployment"])),
                 doors=doors,
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError((f"record: {type(error).__name__}: {error}",)) from error
@@ -78,9 +85,9 @@ class RecordFile:
         self._path = path
 
     def read(self) -> str | None:
-        """None: there is none."""
+        """None: there is none. What is damaged is no record, and no reason to end."""
         try:
-            return self._path.read_text(encoding="utf-8")
+            return self._path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
 

@@ -1,7 +1,7 @@
 """Planning from what is served: when to look for another plan, and when to leave it alone.
 
 A shift has to last: it is suspected at one look, and believed once the whole window has come after
-that look and the shift still shows. The history that the new plan is made from then holds nothing
+that look, and both the window and its newest part still show the shift. The history that the new plan is made from then holds nothing
 from before the shift.
 """
 
@@ -11,7 +11,16 @@ from enum import StrEnum
 from planner.online.ground import Ground, Sizes
 from planner.online.history import can_be_played, history_of
 from planner.online.replan import Bounds, Margins, Replan, replan
-from planner.online.shift import MIN_REQUESTS, TO_BEGIN, TO_LAST, Bar, Compared, compared
+from planner.online.shift import (
+    MIN_REQUESTS,
+    STILL,
+    TO_BEGIN,
+    TO_LAST,
+    Bar,
+    Compared,
+    compared,
+    newest,
+)
 from planner.online.window import Recent, merged
 
 FULL = 0.95
@@ -133,7 +142,8 @@ class Online:
             self._suspected_at_s = recent.end_s
         self._num_looks += 1
         lasted = recent.begin_s >= self._suspected_at_s and self._num_looks >= watching.num_looks
-        if not (lasted and _shifted(begun)):
+        still = compared(reference, newest(recent), STILL)
+        if not (lasted and _names(begun) & _names(still)):
             since_s = recent.end_s - self._suspected_at_s
             return self._wait(
                 Stage.SUSPECTING, recent, f"for {since_s:.0f} s", *map(str, _shifted(lasting))
@@ -181,6 +191,10 @@ class Online:
             rate_per_s=recent.rate_per_s,
             reasons=(stage.value, *why),
         )
+
+
+def _names(all_compared: tuple[Compared, ...]) -> set[str]:
+    return {each.name for each in _shifted(all_compared)}
 
 
 def _shifted(all_compared: tuple[Compared, ...]) -> tuple[Compared, ...]:

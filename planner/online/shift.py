@@ -41,6 +41,11 @@ spare; conversations and code differ by a distance of 0.4 and more, two halves o
 by 0.13 at most (Azure's traces)."""
 TO_LAST = Bar(alpha=0.1, rate_ratio=1.15, distance=0.1, mean_ratio=1.2)
 """It goes on being suspected: about two thirds of that, or one look of chance would begin anew."""
+STILL = Bar(alpha=1.0, rate_ratio=1.15, distance=0.1, mean_ratio=1.2)
+"""Of the newest part of the window alone: it is short, so that hardly more is asked than that it
+looks like it."""
+NEWEST = 0.25
+"""Share of the window, or as much of it as holds twice MIN_REQUESTS."""
 NUM_BUCKETS = 32
 """Of the recent window: enough to tell their variance (to 25 %), and long enough, 19 s of ten
 minutes, to hold a burst whole."""
@@ -74,6 +79,14 @@ def compared(reference: Recent, recent: Recent, bar: Bar) -> tuple[Compared, ...
     return tuple(_compared(reference, recent, bar))
 
 
+def newest(recent: Recent) -> Recent:
+    """Of a shift that lasts the end of the window shows it, too."""
+    begin_s = recent.end_s - NEWEST * recent.span_s
+    if recent.num_requests > 2 * MIN_REQUESTS:
+        begin_s = min(begin_s, float(recent.at_s[-2 * MIN_REQUESTS]))
+    return recent.between(begin_s, recent.end_s)
+
+
 def _num_known(each: Recent) -> int:
     return int(np.count_nonzero(each.is_ok))
 
@@ -90,7 +103,7 @@ def _rates(reference: Recent, recent: Recent, bar: Bar) -> Compared:
     before, now = _counts(reference, bucket_s), _counts(recent, bucket_s)
     errors = [_relative_error(each) for each in (before, now)]
     # Half a request more in all: an empty window has a logarithm, too.
-    means = [(each.sum() + 0.5) / each.size for each in (before, now)]
+    means = [(int(each.sum()) + 0.5) / each.size for each in (before, now)]
     ratio = means[1] / means[0]
     score = abs(log(ratio)) / sqrt(sum(error**2 for error in errors))
     limit = t_quantile(1 - bar.alpha / NUM_TESTS / 2, _freedom(errors, (before.size, now.size)))
@@ -127,7 +140,7 @@ def _relative_error(counts: Ints) -> float:
 def _freedom(errors: list[float], sizes: tuple[int, int]) -> float:
     """Welch and Satterthwaite's degrees of freedom."""
     parts = [error**2 for error in errors]
-    return sum(parts) ** 2 / sum(p**2 / (n - 1) for p, n in zip(parts, sizes, strict=True))
+    return float(sum(parts)) ** 2 / sum(p**2 / (n - 1) for p, n in zip(parts, sizes, strict=True))
 
 
 def t_quantile(share: float, freedom: float) -> float:

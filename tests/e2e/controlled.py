@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -129,10 +129,14 @@ class Controlled:
                 assert problem is None, f"{member.name}: {problem}"
 
 
+def controlled(name: str, wanted: Deployment) -> AbstractAsyncContextManager[Controlled]:
+    """On a Ray of its own."""
+    return controlled_at(Site(name=name, log_level="INFO"), wanted)
+
+
 @asynccontextmanager
-async def controlled(name: str, wanted: Deployment) -> AsyncIterator[Controlled]:
+async def controlled_at(site: Site, wanted: Deployment) -> AsyncIterator[Controlled]:
     """Up and settled; whatever happens, down again."""
-    site = Site(name=name, log_level="INFO")
     try:
         ground = await lay_ground(site, lambda _: None)
         cluster = Controlled(site, ground, wanted)

@@ -10,7 +10,7 @@ MIN_INSTANCES, MAX_INSTANCES = 8, 12
 SLO, TARGET = Slo(ttft_s=1.0, tpot_s=0.03), 0.9
 
 COMPRESSION = 8.0
-"""An hour of either of Azure's traces of November 2023 takes 7.5 minutes; lengths are as recorded."""
+"""An hour of either trace of Azure (November 2023) takes 7.5 minutes; lengths are as recorded."""
 SEGMENT_S = 900.0
 """Two hours of the trace; after its last request it begins anew."""
 SEGMENTS = (

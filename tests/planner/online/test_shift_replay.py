@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 
@@ -10,6 +11,13 @@ from planner.online.history import history_of
 from planner.online.online import Decision, Online, Stage, Watching
 from planner.online.replan import Bounds, replan
 from planner.online.window import Recent
+from planner.search.candidates import Limits
+from planner.search.plan import plan
+from planner.search.question import Affinity, Question
+from planner.search.results import Goal
+from planner.search.trials import published
+from planner.sim.simulate import simulate
+from planner.workload.presets import load_workload
 from tests.planner.online import shift_spec as spec
 from tests.planner.online.world import (
     Changed,
@@ -90,6 +98,7 @@ def _part(world: World, number: int, before: Sizes) -> Part:
     )
 
 
+@cache
 def offline(number: int, before: Sizes) -> Sizes:
     """The same planner, which is shown all that is to come instead of what came last."""
     _, preset, speed = spec.SEGMENTS[number]
@@ -137,6 +146,28 @@ def test_a_controller_that_never_changes_does_not(parts: list[Part]) -> None:
     assert min(part.settled for part in without) < spec.TARGET
     for one, other in zip(parts, without, strict=True):
         assert one.attainment >= other.attainment
+
+
+@pytest.mark.timeout(600)
+def test_the_search_divides_as_many_instances_alike(parts: list[Part]) -> None:
+    """`baton plan` with so many GPUs, one to an instance, and the same trace as it was recorded."""
+    for part, (_, preset, _) in zip(parts, spec.SEGMENTS, strict=True):
+        workload = load_workload(preset, slo=spec.SLO, target=spec.TARGET)
+        question = Question(
+            fleet=ground().fleet,
+            workload=workload,
+            simulate=simulate,
+            goal=Goal.GOODPUT,
+            max_gpus=part.after.total,
+            affinity=Affinity.HIGH,
+            limits=Limits(max_gpus=1),
+            sampling=published(offered(whole_trace(preset, 1.0)).num_requests),
+            precision=0.02,
+            num_simulated=2,
+        )
+        best = plan(question).best
+        assert best is not None
+        assert best.candidate == ground().candidate(part.after)
 
 
 @pytest.mark.timeout(600)

@@ -5,7 +5,7 @@ what came before it, so that playing it again from the start, with one change mo
 where it was.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,6 +26,7 @@ from planner.workload.arrivals import Replay
 from planner.workload.presets import load_workload
 from policy.hardware import catalogue
 from policy.step_times import PS_PER_S
+from policy.table import Floats
 from tests.planner.online import shift_spec as spec
 
 ONE = ParallelLayout()
@@ -108,12 +109,18 @@ class World:
     changes: list[Change] = field(default_factory=list)
     history: list[Changed] = field(default_factory=list)
     outcome: Outcome = field(init=False)
+    ends_s: Floats = field(init=False)
+    told: list[Ended] = field(init=False)
+    """In the order in which they end, as `ends_s`."""
 
     def __post_init__(self) -> None:
         """The first so many prefill, then decode."""
         num = spec.MAX_INSTANCES - self.sizes.total
-        self.roles = [Role.PREFILL] * self.sizes.prefill + [Role.DECODE] * self.sizes.decode
-        self.roles += [None] * num
+        self.roles = [
+            *[Role.PREFILL] * self.sizes.prefill,
+            *[Role.DECODE] * self.sizes.decode,
+            *[None] * num,
+        ]
         self._play()
 
     def _play(self) -> None:
@@ -125,13 +132,25 @@ class World:
         start = self.sizes_at_start
         # Those that are not there yet come last.
         prefill, decode = made.instances[: most.prefill], made.instances[most.prefill :]
-        order = (*prefill[: start.prefill], *decode, *prefill[start.prefill :])
+        instances = (*prefill[: start.prefill], *decode, *prefill[start.prefill :])
         absent = [
             Change(at_s=0.0, instance=number, back_s=self._back_s(number))
             for number in range(start.total, spec.MAX_INSTANCES)
         ]
-        cluster = replace(made, instances=order, changes=(*absent, *self.changes))
+        cluster = replace(made, instances=instances, changes=(*absent, *self.changes))
         self.outcome = simulate(cluster, self.traffic)
+        ends_s = self.outcome.last_token_ps / PS_PER_S
+        order = np.argsort(ends_s, kind="stable")
+        columns = (
+            self.traffic.arrival_ps / PS_PER_S,
+            self.traffic.num_prompt_tokens,
+            self.outcome.num_hit_tokens,
+            self.traffic.num_output_tokens,
+            self.outcome.ttft_s,
+            np.nan_to_num(self.outcome.tpot_s),
+        )
+        rows = zip(*(column[order].tolist() for column in columns), strict=True)
+        self.ends_s, self.told = ends_s[order], [Ended(*row, "OK") for row in rows]
 
     @property
     def sizes_at_start(self) -> Sizes:
@@ -163,20 +182,9 @@ class World:
         self.sizes = after
         self._play()
 
-    def ended(self, from_s: float, to_s: float) -> Iterator[Ended]:
+    def ended(self, from_s: float, to_s: float) -> list[Ended]:
         """As routers tell it."""
-        outcome, ends_s = self.outcome, self.outcome.last_token_ps / PS_PER_S
-        tpot_s = np.nan_to_num(outcome.tpot_s)
-        for n in np.flatnonzero((ends_s >= from_s) & (ends_s < to_s)):
-            yield Ended(
-                float(self.traffic.arrival_ps[n] / PS_PER_S),
-                int(self.traffic.num_prompt_tokens[n]),
-                int(outcome.num_hit_tokens[n]),
-                int(self.traffic.num_output_tokens[n]),
-                float(outcome.ttft_s[n]),
-                float(tpot_s[n]),
-                "OK",
-            )
+        return self.told[slice(*np.searchsorted(self.ends_s, (from_s, to_s)))]
 
     def attainment(self, from_s: float, to_s: float) -> float:
         """Of requests that came in this time."""
