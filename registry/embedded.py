@@ -146,6 +146,12 @@ class EmbeddedValkey:
         finally:
             self._leave_nothing()
 
+    async def ended(self) -> None:
+        """Return once the server has ended, by itself or not; then it can be started again."""
+        if self._process is not None:
+            # The thread ends with the server, which ends with us at the latest.
+            await asyncio.to_thread(self._process.wait)
+
     def kill(self) -> None:
         """SIGKILL the server, as a crash would; `start` brings it back."""
         if self._process is not None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
@@ -31,6 +31,15 @@ MAX_ASKED_AT_ONCE = 32
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+class Records(NamedTuple):
+    """What is answered from what was recorded of requests."""
+
+    explain: Callable[[str], cluster_pb2.ExplainReply]
+    """Raises UnknownRequest."""
+    workload: Callable[[cluster_pb2.WorkloadRequest], cluster_pb2.WorkloadReply]
+    """Raises InvalidRequest."""
+
+
 class ClusterService:
     """Answers of the router; the instances are asked for their own books."""
 
@@ -41,18 +50,15 @@ class ClusterService:
         steering: Steering,
         drain: Callable[[float], None],
         *,
-        explain: Callable[[str], cluster_pb2.ExplainReply],
-        workload: Callable[[cluster_pb2.WorkloadRequest], cluster_pb2.WorkloadReply],
+        records: Records,
         http_address: str,
     ) -> None:
-        """`drain` begins the drain of this process, which may take so many seconds; `explain`
-        raises UnknownRequest, `workload` InvalidRequest."""
+        """`drain` begins the drain of this process, which may take so many seconds."""
         self._membership = membership
         self._admission = admission
         self._steering = steering
         self._drain = drain
-        self._explain = explain
-        self._workload = workload
+        self._records = records
         self._http_address = http_address
         self._terms = Terms()
         self._slots = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
@@ -102,7 +108,7 @@ class ClusterService:
     ) -> cluster_pb2.ExplainReply:
         """What became of one request."""
         async with status_boundary(context):
-            return self._explain(readable(request).request_id)
+            return self._records.explain(readable(request).request_id)
         raise AssertionError("status_boundary ends the call")
 
     async def workload(
@@ -110,7 +116,7 @@ class ClusterService:
     ) -> cluster_pb2.WorkloadReply:
         """The last requests that ended, for planning."""
         async with status_boundary(context):
-            return self._workload(readable(request))
+            return self._records.workload(readable(request))
         raise AssertionError("status_boundary ends the call")
 
     def add_to(self, server: grpc.aio.Server) -> None:

@@ -20,7 +20,7 @@ from registry.connect import connect
 from registry.heartbeat import keep_announced
 from registry.shared import Shared, join_shared, keep_shared
 from router import cluster_service, generation_service, settings_service
-from router.cluster_service import ClusterService
+from router.cluster_service import ClusterService, Records
 from router.explain import explained
 from router.gauges import RouterGauges
 from router.generation_service import GenerationService
@@ -157,8 +157,7 @@ class _Router:
             admission,
             self._steering,
             drain=lambda _: stop.set(),
-            explain=self._explain,
-            workload=self._workload,
+            records=Records(explain=self._explain, workload=self._workload),
             http_address=f"{self._spec.host}:{listener.getsockname()[1]}",
         )
         cluster.add_to(server.grpc)

@@ -63,6 +63,8 @@ class Controller:
         self._drain_s = 0.0
         self._pause_s = LOOK_AGAIN_S
         self._hosts: Sequence[Host] = ()
+        self._lacks_room = False
+        """The last instance to start found no host."""
 
     # --- what others ask ----------------------------------------------------------------------
 
@@ -72,6 +74,9 @@ class Controller:
         if self.record is None:
             return None
         wanted = wanted_of(self.record.deployment)
+        if self._lacks_room:
+            # Then the old one leaves first.
+            wanted = replace(wanted, max_surge=0)
         if not self._is_ending:
             return wanted
         return nothing_wanted(wanted, routers_left=any(m.is_router for m in self.roster.members))
@@ -231,6 +236,7 @@ class Controller:
         order = instance_order(self._cluster, deployment, start, new_name(self.roster), "")
         want = Want(role=start.role, bundle=order.bundle)
         host = choose_host(deployment.plan, want, self._hosts_now())
+        self._lacks_room = host is None
         if host is None:
             self._retry_soon(f"no host has room for a {start.role} instance: {dict(order.bundle)}")
             return None

@@ -80,6 +80,7 @@ class Lives:
                 if not member.is_router:
                     self._roster.change_role(found.name, await self._calls.role(born.address))
                 await self._serve(found.name, born)
+                self._roster.say(found.name, f"was there, {self._roster.get(found.name).role}")
         except (TimeoutError, BatonError) as error:
             logger.warning("%s does not answer yet: %s", found.name, error)
 
@@ -117,7 +118,10 @@ class Lives:
         deadline_s = self._clock.now_s() + READY_TIMEOUT_S
         while True:
             try:
-                await self._serve(name, await self._hands.born(name))
+                born = await self._hands.born(name)
+                ordered_at_s = self._roster.get(name).since_s
+                await self._serve(name, born)
+                self._say_served(name, born, self._clock.now_s() - ordered_at_s)
                 break
             except Unfinished as error:
                 # Ray may be away for a while: no reason to end who may be well.
@@ -146,7 +150,6 @@ class Lives:
             http_address = await self._calls.http_address(born.address)
             port, http_port = (int(a.rpartition(":")[2]) for a in (born.address, http_address))
             self._on_doors(name, Doors(host=born.host, port=port, http_port=http_port))
-        started_s = member.since_s
         now = self._roster.advance(name, MemberEvent.READY)
         self._roster.put(
             replace(
@@ -157,7 +160,8 @@ class Lives:
                 actor_id=born.actor_id,
             )
         )
-        took_s = self._clock.now_s() - started_s
+
+    def _say_served(self, name: str, born: Born, took_s: float) -> None:
         parts = f"process {max(0.0, took_s - born.load_s):.1f} s, load {born.load_s:.1f} s"
         self._roster.say(name, f"serves on {born.address} after {took_s:.1f} s: {parts}")
 

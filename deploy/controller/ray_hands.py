@@ -56,6 +56,7 @@ class RayHands:
     async def found(self) -> Sequence[Found]:
         """See Hands."""
         names = await self._asked("its actors", self._named)
+        await self._asked("to give back places", lambda: self._give_back(names))
         return [one for name in names if (one := await self._about(name)) is not None]
 
     async def start(self, order: Order) -> None:
@@ -129,6 +130,25 @@ class RayHands:
         names = [actor["name"] for actor in everybody if actor["namespace"] == self._namespace]
         return [name for name in names if name not in ("controller", "store")]
 
+    def _give_back(self, living: Sequence[str]) -> None:
+        """The places of members that ended, or never began, while nobody led."""
+        from ray.util.placement_group import placement_group_table
+
+        prefix = self._group_name("")
+        for group in placement_group_table().values():
+            name = group["name"].removeprefix(prefix)
+            is_ours = group["name"].startswith(prefix) and group["state"] != "REMOVED"
+            if is_ours and name not in living:
+                self._remove_group(name)
+
+    def _remove_group(self, name: str) -> None:
+        from ray.util.placement_group import get_placement_group, remove_placement_group
+
+        try:
+            remove_placement_group(get_placement_group(self._group_name(name)))
+        except ValueError:
+            logger.debug("%s holds no place", name)
+
     def _start(self, order: Order) -> None:
         options: dict[str, Any] = {
             "name": order.name,
@@ -180,17 +200,12 @@ class RayHands:
         return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
 
     def _end(self, name: str) -> None:
-        from ray.util.placement_group import get_placement_group, remove_placement_group
-
         try:
             actor = self._actors.get(name) or self._ray.get_actor(name, namespace=self._namespace)
             self._ray.kill(actor, no_restart=True)
         except ValueError:
             logger.debug("%s has ended before", name)
-        try:
-            remove_placement_group(get_placement_group(self._group_name(name)))
-        except ValueError:
-            logger.debug("%s holds no place", name)
+        self._remove_group(name)
 
     def _group_name(self, name: str) -> str:
         return f"{self._namespace}/{name}"
@@ -204,12 +219,17 @@ class RayHands:
         """None: it died between being listed and being asked."""
 
         def get() -> Any:  # noqa: ANN401 - a handle
-            return self._ray.get_actor(name, namespace=self._namespace)
+            try:
+                return self._ray.get_actor(name, namespace=self._namespace)
+            except ValueError:
+                return None
 
+        if (actor := await self._asked(f"for {name}", get)) is None:
+            return None
+        self._actors[name] = actor
         try:
-            self._actors[name] = actor = await self._asked(f"for {name}", get)
             about_json, host = await self._answer(name, actor.about.remote(), CALL_TIMEOUT_S)
-        except (PeerLost, StartFailed, ValueError) as error:
+        except (PeerLost, StartFailed) as error:
             logger.warning("%s cannot be taken over: %s", name, error)
             await self._asked(f"to end {name}", lambda: self._end(name))
             return None
@@ -230,7 +250,13 @@ class RayHands:
                 return await asyncio.to_thread(question)
         except TimeoutError:
             raise Unfinished(f"Ray was asked {what}: no answer in {CALL_TIMEOUT_S:g} s") from None
-        except (self._ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+        except (
+            self._ray.exceptions.RayError,
+            ConnectionError,
+            RuntimeError,
+            # A name that is still taken, by one that Ray has not buried yet.
+            ValueError,
+        ) as error:
             raise Unfinished(f"Ray was asked {what}: {error}") from error
 
     async def _answer(self, name: str, reference: "ObjectRef[Any]", timeout_s: float) -> Any:  # noqa: ANN401

@@ -1,8 +1,8 @@
 """Planning from what is served: when to look for another plan, and when to leave it alone.
 
 A shift has to last: it is suspected at one look, and believed once the whole window has come after
-that look, and both the window and its newest part still show the shift. The history that the new plan is made from then holds nothing
-from before the shift.
+that look, and both the window and its newest part still show the shift. The history that the new
+plan is made from then holds nothing from before the shift.
 """
 
 from dataclasses import dataclass, field
@@ -104,10 +104,10 @@ class Online:
     def look(self, now_s: float, recent: Recent, in_force: Sizes) -> Decision:
         """`in_force`: what the plan asks for, whether or not all of it is there yet.
 
-        Takes no time, but for those looks that look for another plan: they take some seconds.
+        Takes milliseconds, but for those looks that look for another plan: they take seconds.
         """
         self._notice(now_s, in_force)
-        if recent.span_s < FULL * self._watching.window_s or not can_be_played(recent):
+        if not self._is_enough(recent):
             return self._wait(Stage.LEARNING, recent, self._missing(recent))
         if (left_s := self._changed_at_s + self._watching.cool_down_s - now_s) > 0:
             return self._wait(Stage.COOLING_DOWN, recent, f"another {left_s:.0f} s")
@@ -122,10 +122,23 @@ class Online:
             self._changed_at_s, self._suspected_at_s = now_s, None
         self._in_force = in_force
 
+    def _is_enough(self, recent: Recent) -> bool:
+        is_full = recent.span_s >= FULL * self._watching.window_s
+        is_known = self._reference is not None or self._is_settled(recent)
+        return is_full and is_known and can_be_played(recent)
+
+    def _is_settled(self, recent: Recent) -> bool:
+        """The first window is what later ones are compared with: its halves have to be alike, and
+        hold requests enough to tell."""
+        middle_s = (recent.begin_s + recent.end_s) / 2
+        halves = (recent.between(recent.begin_s, middle_s), recent.between(middle_s, recent.end_s))
+        found = compared(*halves, self._watching.to_begin)
+        return bool(found) and not _shifted(found)
+
     def _missing(self, recent: Recent) -> str:
         return (
-            f"{recent.num_requests} requests in {recent.span_s:.0f} s, of a window of "
-            f"{self._watching.window_s:.0f} s"
+            f"{recent.num_requests} requests in {recent.span_s:.0f} s; needed is a window of "
+            f"{self._watching.window_s:.0f} s whose halves are alike, {MIN_REQUESTS} answers in each"
         )
 
     def _watch(self, now_s: float, recent: Recent, in_force: Sizes, reference: Recent) -> Decision:
@@ -169,7 +182,8 @@ class Online:
         change = found.after if found.is_change and not self._dry_run else None
         if change is not None:
             self._changed_at_s, self._in_force = now_s, change
-        told = (f"dry run: {found.after} would be put in place",) if self._is_told(found) else ()
+        is_told = found.is_change and self._dry_run
+        told = (f"dry run: {found.after} would be put in place",) if is_told else ()
         return Decision(
             stage=Stage.PLANNED,
             change=change,
@@ -178,9 +192,6 @@ class Online:
             rate_per_s=recent.rate_per_s,
             reasons=(*why, *found.reasons, *told),
         )
-
-    def _is_told(self, found: Replan) -> bool:
-        return self._dry_run and found.is_change
 
     def _wait(self, stage: Stage, recent: Recent, *why: str) -> Decision:
         return Decision(

@@ -2,8 +2,8 @@
 
 Roles change within a step and nothing is loaded for it (Splitwise, ISCA '24, section 4: machines
 are moved between its pools as the load asks), so they are tried first, with as many instances as
-there are. Only where no division of them attains the target are instances added, as few as do; and
-where far fewer would do, they are taken away.
+there are. Only where no division of them attains the target, with something to spare, are instances
+added, as few as do; and where far fewer would do, they are taken away.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,8 @@ class Margins:
     """Of goodput, for a change of roles: the forecast is right to about so much (DistServe, OSDI
     '24, section 4.1, finds its simulator within 2 %; ours of a measured engine, within 10 %)."""
     spare: float = 0.1
-    """Of the rate, that instances are added for: or the next burst would ask for one more."""
+    """Of the rate, that a plan must serve beside it: the next window's may be so much higher, and
+    its bursts so much denser, without that anything has shifted."""
     surplus: float = 0.5
     """Of the rate, that fewer instances must still serve: more than a rate changes within a
     window that is not taken for a shift (25 %), with `spare` on top."""
@@ -113,7 +114,7 @@ class _Planning:
         """What suits, and why."""
         rate, now = self.history.rate_per_s, self.now
         split = self._best(now.total) or now
-        if self.forecast(split).goodput_per_s < rate:
+        if self.forecast(split).goodput_per_s < (1 + self.margins.spare) * rate:
             return self._scaled_up(split)
         if (fewer := self._far_fewer()) is not None:
             surplus = 1 + self.margins.surplus
@@ -163,9 +164,10 @@ class _Planning:
         sizes = self._best(most) if most > self.now.total else split
         if sizes is None or self._gain(sizes) < self.margins.gain:
             return self.now, f"no cluster of up to {most} instances serves {self._asked()} more"
+        spare = f"with {100 * self.margins.spare:g} % to spare"
         if enough is None:
-            return sizes, f"not even {most} instances attain the target; {sizes} are the nearest"
-        return sizes, f"{self.now} do not attain the target in any division; {sizes} do"
+            return sizes, f"not even {most} instances attain {spare}; {sizes} are the nearest"
+        return sizes, f"no division of {self.now.total} instances attains {spare}; {sizes} do"
 
     def _far_fewer(self) -> Sizes | None:
         most = int((1 - self.margins.fewer) * self.now.total)

@@ -74,7 +74,7 @@ class Compared:
 
 def compared(reference: Recent, recent: Recent, bar: Bar) -> tuple[Compared, ...]:
     """Rate, prompts, answers; none where either holds too few requests."""
-    if min(_num_known(reference), _num_known(recent)) < MIN_REQUESTS:
+    if min(reference.num_answered, recent.num_answered) < MIN_REQUESTS:
         return ()
     return tuple(_compared(reference, recent, bar))
 
@@ -85,10 +85,6 @@ def newest(recent: Recent) -> Recent:
     if recent.num_requests > 2 * MIN_REQUESTS:
         begin_s = min(begin_s, float(recent.at_s[-2 * MIN_REQUESTS]))
     return recent.between(begin_s, recent.end_s)
-
-
-def _num_known(each: Recent) -> int:
-    return int(np.count_nonzero(each.is_ok))
 
 
 def _compared(reference: Recent, recent: Recent, bar: Bar) -> Iterator[Compared]:
@@ -184,5 +180,5 @@ def _chance(d: float, num_before: int, num_now: int) -> float:
     scaled = (size + 0.12 + 0.11 / size) * d
     if scaled < 0.3:
         return 1.0  # the series converges slowly where it is 1 to five digits
-    terms = (2 * (-1) ** (k - 1) * exp(-2 * (k * scaled) ** 2) for k in range(1, 101))
+    terms = ((2 if k % 2 else -2) * exp(-2 * (k * scaled) ** 2) for k in range(1, 101))
     return min(1.0, max(0.0, sum(terms)))

@@ -66,6 +66,11 @@ class Recent:
         return len(self.at_s)
 
     @property
+    def num_answered(self) -> int:
+        """Of which the lengths are known."""
+        return int(np.count_nonzero(self.is_ok))
+
+    @property
     def span_s(self) -> float:
         """Of the window."""
         return self.end_s - self.begin_s

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -14,7 +14,7 @@ import psutil
 from core.config import Config
 from deploy.bring_up import Ground, Site, clear_ground, lay_ground
 from deploy.controller.deployment import Deployment
-from registry.api import Registry
+from registry.api import Registry, RegistryUnavailable
 from registry.connect import connect
 from router.client import AsyncClient
 from rpc.dial import dial
@@ -95,6 +95,28 @@ class Controlled:
     async def _term(self, registry: Registry) -> int:
         leader = await registry.leader()
         return leader.term if leader else 0
+
+    async def deployment(self) -> str:
+        """As soon as the registry has one."""
+        registry = connect(self.ground.registry_url, self.site.name)
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                # Another process: there is no event to wait for.
+                while True:
+                    with suppress(RegistryUnavailable):
+                        if (text := await registry.deployment()) is not None:
+                            return text
+                    await asyncio.sleep(RETRY_S)
+        finally:
+            await registry.close()
+
+    async def empty_registry(self) -> None:
+        """Everything of the cluster is gone there."""
+        registry = connect(self.ground.registry_url, self.site.name)
+        try:
+            await registry.forget()
+        finally:
+            await registry.close()
 
     async def put(self, wanted: Deployment) -> None:
         """Put it in force."""

@@ -109,9 +109,41 @@ async def drain_an_instance(cluster: Controlled, before: State) -> None:
     await cluster.settled()
 
 
+async def drain_without_patience(cluster: Controlled, before: State) -> None:
+    """At the deadline, which is now, what it writes goes on elsewhere."""
+    victim = next(m for m in before.members if m.role == DECODE)
+    await cluster.call("DrainMember", controller_pb2.DrainMemberRequest(name=victim.name))
+    await cluster.until(lambda s: victim.name not in names_of(s))
+    await cluster.settled()
+
+
+async def kill_the_controller_at_work(cluster: Controlled, before: State) -> None:
+    """It had begun to start an instance; the next one takes over there, or begins anew."""
+    await cluster.put(cluster.with_plan(plan_toml(2, 3)))
+    await cluster.until(lambda s: bool(names_of(s, "starting")))
+    kill_at(await cluster.controller_address())
+    await cluster.until_another_leads(before.term)
+    after = await cluster.settled()
+    assert names_of(before) < names_of(after)
+    await cluster.put(cluster.with_plan(plan_toml(2, 2)))
+    await cluster.until(partial(has_decode, num=2))
+
+
+async def kill_and_empty_the_store(cluster: Controlled, before: State) -> None:
+    """Started again it has all; emptied, it is told again."""
+    kill_at(cluster.ground.registry_url.rpartition("@")[2].partition("/")[0])
+    text = await cluster.deployment()
+    await cluster.empty_registry()
+    assert await cluster.deployment() == text
+    await cluster.settled()
+
+
 CASES: list[Act] = [
     kill_an_instance,
     kill_the_controller,
+    kill_the_controller_at_work,
+    kill_and_empty_the_store,
+    drain_without_patience,
     kill_a_router,
     change_a_role,
     scale_decode,

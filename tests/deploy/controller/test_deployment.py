@@ -178,7 +178,7 @@ def with_config(**parts: object) -> Callable[[Deployment], Deployment]:
 
 P, D, M, R = Role.PREFILL, Role.DECODE, Role.MIXED, Role.ROUTER
 ALL, INSTANCES = {P, D, M, R}, {P, D, M}
-TYPES = '\n[instance_types.big]\nnum_cpus = 2\n[instance_types.other]\nnum_cpus = 1'
+TYPES = "\n[instance_types.big]\nnum_cpus = 2\n[instance_types.other]\nnum_cpus = 1"
 FASTER = replace(Speed(), prefill=replace(Speed().prefill, base_s=0.5))
 CHANGES: list[tuple[str, Callable[[Deployment], Deployment], set[Role]]] = [
     ("nothing", lambda d: d, set()),

@@ -53,5 +53,4 @@ def recent(
 
 def even(rate_per_s: float, span_s: float) -> Floats:
     """One after the other."""
-    at_s: Floats = (np.arange(int(rate_per_s * span_s)) + 0.5) / rate_per_s
-    return at_s
+    return np.linspace(0.5, int(rate_per_s * span_s) - 0.5, int(rate_per_s * span_s)) / rate_per_s

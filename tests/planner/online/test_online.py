@@ -155,6 +155,14 @@ def test_an_idle_cluster_is_left_alone() -> None:
     assert told[-1][1].stage in (Stage.STEADY, Stage.LEARNING)
 
 
+def test_a_cluster_that_was_idle_at_first_is_watched_all_the_same() -> None:
+    begun = requests(lambda at_s: (0.05 if at_s < 600.0 else 8.0, *ANSWERS), 1200.0)
+    told = looked(online(), begun)
+    assert plans(told)[0] > 600.0
+    [(_, after)] = changes(told)
+    assert after.decode > after.prefill
+
+
 def test_failures_count_as_missed() -> None:
     seen = requests(steady, 300.0)
     half = replace(seen, is_ok=np.arange(seen.num_requests) % 2 == 0)

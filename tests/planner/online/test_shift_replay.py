@@ -144,8 +144,7 @@ def test_a_controller_that_never_changes_does_not(parts: list[Part]) -> None:
         follows(without)
     assert any(part.offline != spec.START for part in without)
     assert min(part.settled for part in without) < spec.TARGET
-    for one, other in zip(parts, without, strict=True):
-        assert one.attainment >= other.attainment
+    assert sum(part.attainment for part in parts) > sum(part.attainment for part in without)
 
 
 @pytest.mark.timeout(600)

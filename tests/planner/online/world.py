@@ -141,6 +141,7 @@ class World:
         self.outcome = simulate(cluster, self.traffic)
         ends_s = self.outcome.last_token_ps / PS_PER_S
         order = np.argsort(ends_s, kind="stable")
+        oks = np.full(len(order), "OK")
         columns = (
             self.traffic.arrival_ps / PS_PER_S,
             self.traffic.num_prompt_tokens,
@@ -148,9 +149,10 @@ class World:
             self.traffic.num_output_tokens,
             self.outcome.ttft_s,
             np.nan_to_num(self.outcome.tpot_s),
+            oks,
         )
         rows = zip(*(column[order].tolist() for column in columns), strict=True)
-        self.ends_s, self.told = ends_s[order], [Ended(*row, "OK") for row in rows]
+        self.ends_s, self.told = ends_s[order], [Ended(*row) for row in rows]
 
     @property
     def sizes_at_start(self) -> Sizes:
