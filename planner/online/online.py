@@ -138,7 +138,7 @@ class Online:
     def _missing(self, recent: Recent) -> str:
         return (
             f"{recent.num_requests} requests in {recent.span_s:.0f} s; needed is a window of "
-            f"{self._watching.window_s:.0f} s whose halves are alike, {MIN_REQUESTS} answers in each"
+            f"{self._watching.window_s:.0f} s of alike halves with {MIN_REQUESTS} answers each"
         )
 
     def _watch(self, now_s: float, recent: Recent, in_force: Sizes, reference: Recent) -> Decision:

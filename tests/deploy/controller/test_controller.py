@@ -146,6 +146,26 @@ async def no_room_for_more_than_planned(stage: Stage) -> None:
         assert not before & stage.names()
 
 
+async def a_lack_of_room_is_forgotten_with_its_plan(stage: Stage) -> None:
+    async with stage.running(deployed(8, 8)):
+        num_asked = stage.hands.asked.count("hosts")
+        stage.controller.put(deployed(9, 8))
+        await stage.until(lambda: stage.hands.asked.count("hosts") > num_asked + 1)
+        stage.hands.cpus["c"] = 2.0
+        stage.controller.put(deployed(8, 8, model="models/two"))
+        fewest = 16
+
+        def is_done() -> bool:
+            nonlocal fewest
+            serving = len(stage.names(P, serving=True) | stage.names(D, serving=True))
+            fewest = min(fewest, serving)
+            return not stage.controller.waits_for
+
+        await stage.until(is_done)
+        # There is room by now: the new one comes first.
+        assert fewest == 16
+
+
 async def a_role_changes(stage: Stage) -> None:
     async with stage.running(deployed(2, 1)):
         before = stage.names()
@@ -292,6 +312,7 @@ STORIES: list[Story] = [
     a_new_make_that_cannot_start_leaves_the_old_ones_alone,
     a_rolling_update,
     no_room_for_more_than_planned,
+    a_lack_of_room_is_forgotten_with_its_plan,
     a_role_changes,
     a_role_change_that_is_refused_is_tried_again,
     drained_by_name,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.member import Role
 from deploy.controller.decide import POOLS, Action, ChangeRole, Drain, Start, Wanted, decide
 from tests.deploy.controller.world import World, settled, wanted_of
 
@@ -195,8 +194,3 @@ def test_a_death_is_answered_by_one_start(wanted: Wanted, data: st.DataObject) -
     del world.members[victim.name]
     name = victim.name if victim.is_router else ""
     assert decide(wanted, world.seen) == (Start(role=victim.role, make=victim.make, name=name),)
-
-
-def test_a_pool_of_none_is_none() -> None:
-    world = settled(wanted_of(1, 1))
-    assert world.num_serving(Role.MIXED) == 0

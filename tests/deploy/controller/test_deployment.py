@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -149,10 +150,8 @@ JSON = st.recursive(
 
 @given(st.sampled_from(["plan_toml", "model", "config", "speed", "log_level", "schema"]), JSON)
 def test_nothing_else_is_raised(key: str, value: object) -> None:
-    try:
-        Deployment.from_json(sent(**{key: value}))
-    except ConfigError as error:
-        assert error.problems
+    with suppress(ConfigError):
+        assert list(Deployment.from_json(sent(**{key: value})).problems()) == []
 
 
 # --- makes ------------------------------------------------------------------------------------

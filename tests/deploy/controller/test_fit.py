@@ -149,7 +149,7 @@ def test_everything_that_is_missing_is_named(
 
 
 def test_a_thousand_hosts_are_not_all_listed() -> None:
-    with pytest.raises(DoesNotFit, match="left on 1000 hosts: h0 .*, h7 ") as caught:
+    with pytest.raises(DoesNotFit, match=r"left on 1000 hosts: h0 .*, h7 ") as caught:
         check_fits(plan(pool(1), pool(1)), [host(f"h{i}", 1) for i in range(1000)])
     assert "h8" not in str(caught.value)
 

@@ -41,7 +41,7 @@ BAD = [
     ("a list", "[]"),
     ("nothing in it", "{}"),
     ("an edition that is none", changed(edition="x")),
-    ("an edition beyond all numbers", changed(edition=0).replace('"edition": 0', '"edition": 1e999')),
+    ("an edition beyond all numbers", changed(edition="x").replace('"x"', "1e999")),
     ("doors that are a list", changed(doors=[])),
     ("half a door", changed(doors={"router-0": ["a", 1]})),
     ("a port that is none", changed(doors={"router-0": ["a", "x", 1]})),

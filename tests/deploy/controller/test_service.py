@@ -103,7 +103,6 @@ async def test_a_dry_run_changes_nothing() -> None:
 
 async def test_changes_are_told_in_words() -> None:
     async with serving() as served:
-        # Of what makes they are tells the first answer.
         stage = served.stage
         async with stage.running(deployed(3, 1)):
             reply = await served.put(deployed(1, 2), dry_run=True)
