@@ -45,8 +45,8 @@ class Watching:
     """How long to look before something is done."""
 
     window_s: float = 600.0
-    """DistServe profiles "recent" requests and Splitwise's pools settle within minutes; ten of them
-    hold several bursts of the published traces, and shorter ones tell of bursts alone."""
+    """Long enough for several bursts, or chance would be all there is to see; short enough that a
+    shift is acted on within a quarter of an hour."""
     num_looks: int = 3
     """That a shift shows at, one after the other, beside that it lasts a whole window."""
     num_reference_windows: float = 4.0

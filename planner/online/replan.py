@@ -38,8 +38,8 @@ class Margins:
     """Hysteresis: how much better another plan has to be."""
 
     gain: float = 0.1
-    """Of goodput, for a change of roles: the forecast is right to about so much (DistServe, OSDI
-    '24, section 4.1, finds its simulator within 2 %; ours of a measured engine, within 10 %)."""
+    """Of goodput, for a change of roles: two windows of one load differ by so much in what a
+    division serves of them."""
     spare: float = 0.1
     """Of the rate, that a plan must serve beside it: the next window's may be so much higher, and
     its bursts so much denser, without that anything has shifted."""

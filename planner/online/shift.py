@@ -1,7 +1,7 @@
 """Whether the load has shifted: recent requests against the history that the plan was made from.
 
-DistServe (OSDI '24, section 4.3) plans anew when "a significant pattern shift" shows in its
-profile of request rate and lengths; Splitwise (ISCA '24, section 4) lets machines change pools when
+DistServe (OSDI '24, section 4.3) plans anew when its profile of request rate and lengths shows a
+significant shift; Splitwise (ISCA '24, section 4) lets machines change pools when
 the load does. Neither says what is significant: here a shift has to be beyond chance *and* large.
 Arrivals are not taken for Poisson's. They come in bursts, and the variance of what comes in a
 while is estimated from what came.

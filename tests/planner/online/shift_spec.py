@@ -1,4 +1,4 @@
-"""What the replay of shifts is made of. Nothing here was chosen after a run of what is tested."""
+"""What the replay of shifts is made of."""
 
 from core.slo import Slo
 from planner.online.ground import Sizes
@@ -7,6 +7,7 @@ MODEL, GPU = "llama-3.1-8b", "h100-80g-sxm"
 START = Sizes(prefill=7, decode=1)
 """What the offline planner makes of the coding trace on eight GPUs."""
 MIN_INSTANCES, MAX_INSTANCES = 8, 12
+"""Never fewer than at the start: the simulated cluster has no drain."""
 SLO, TARGET = Slo(ttft_s=1.0, tpot_s=0.03), 0.9
 
 COMPRESSION = 8.0
