@@ -73,7 +73,7 @@ class RouterSpec:
                 problems.append(f"host and port are no address: {port}")
         if self.max_decoding < 1:
             problems.append(f"max_decoding must be at least 1, got {self.max_decoding}")
-        if not 0 <= self.drain_s < 86_400:
+        if not 0 <= self.drain_s <= 86_400:
             problems.append(f"drain_s must be 0 to 86,400, got {self.drain_s}")
         if problems:
             raise ConfigError(tuple(problems))

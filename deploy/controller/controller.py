@@ -9,7 +9,17 @@ from core.errors import BatonError, WrongState
 from core.member import Role
 from core.waiting import wait_at_most
 from deploy.controller.backoff import Backoff
-from deploy.controller.decide import Action, ChangeRole, Drain, Start, Wanted, decide, lacks
+from deploy.controller.decide import (
+    POOLS,
+    Action,
+    ChangeRole,
+    Drain,
+    Start,
+    Wanted,
+    WantedPool,
+    decide,
+    lacks,
+)
 from deploy.controller.deployment import Deployment
 from deploy.controller.fit import Host, Want, check_fits, choose_host, with_back
 from deploy.controller.hands import Order, Unfinished
@@ -30,6 +40,14 @@ logger = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 5.0
 """Whatever is not heard of, a host that joined for one, is seen then."""
+
+
+NOTHING = Wanted(
+    pools={role: WantedPool(num=0, make="") for role in POOLS},
+    routers=WantedPool(num=0, make=""),
+    max_surge=1,
+)
+"""Of a cluster that is ending and whose plan is lost."""
 
 
 class Controller:
@@ -72,7 +90,7 @@ class Controller:
     def wanted(self) -> Wanted | None:
         """What is to be; None before anybody said."""
         if self.record is None:
-            return None
+            return NOTHING if self._is_ending else None
         wanted = wanted_of(self.record.deployment)
         if self._lacks_room:
             # Then the old one leaves first.
@@ -114,7 +132,7 @@ class Controller:
         if self._is_ending:
             raise WrongState("the cluster is ending")
         # Whoever asks, asks for it now.
-        self._backoff = Backoff()
+        self._backoff, self._lacks_room = Backoff(), False
         self._wake.set()
         last = self.record
         if last is not None and last.deployment == deployment:
@@ -186,7 +204,9 @@ class Controller:
                 self._retry_soon(f"cannot see the hosts: {error}")
                 return
         for action in actions:
-            await self._do(action)
+            # Whoever has gone while others were asked is looked at with the next step.
+            if isinstance(action, Start) or action.name in self.roster:
+                await self._do(action)
 
     async def _do(self, action: Action) -> None:
         match action:

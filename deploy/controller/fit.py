@@ -112,8 +112,8 @@ def check_fits(plan: Plan, hosts: Sequence[Host]) -> None:
     """
     room = list(hosts)
     missing: list[Want] = []
-    # The largest first: small ones find room between them.
-    for want in sorted(wants_of(plan), key=lambda want: -sum(want.bundle.values())):
+    # In the order in which they will be started: what is accepted can be placed.
+    for want in wants_of(plan):
         host = choose_host(plan, want, room)
         if host is None:
             missing.append(want)

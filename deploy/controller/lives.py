@@ -99,10 +99,14 @@ class Lives:
         name = was.name
         limit_s = await self._ask_drain(was, timeout_s) if was.serves else 0.0
         deadline_s = self._clock.now_s() + limit_s
-        while name in self._roster and (left_s := deadline_s - self._clock.now_s()) > 0:
+        while self._is_leaving(name) and (left_s := deadline_s - self._clock.now_s()) > 0:
             await wait_at_most(self._roster.changed, left_s)
-        if name in self._roster:
-            await self._force(name)
+        while self._is_leaving(name) and not await self._force(name):
+            await asyncio.sleep(RETRY_S)
+
+    def _is_leaving(self, name: str) -> bool:
+        """Still the one that was told to: a router's successor has its name."""
+        return name in self._roster and self._roster.get(name).state is MemberState.DRAINING
 
     async def _ask_drain(self, member: Seen, timeout_s: float) -> float:
         """How long to wait for its end."""
