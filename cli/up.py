@@ -178,17 +178,19 @@ def _deployment(options: UpOptions, site: "Site", say: "partial[None]") -> "Depl
     text = options.plan.read_text(encoding="utf-8")
     plan = parse_plan(text, str(options.plan))
     config = _config(options, threads_per_instance(plan))
-    speed = Speed()
+    speed, profile_json = Speed(), ""
     if options.profile:
         from cli.serve import saturating
 
         profile = load_profile(options.profile)
+        profile_json = options.profile.read_text(encoding="utf-8")
         config, speed = saturating(config, profile.l_m_tokens), speed_of(profile)
     return Deployment(
         plan_toml=text,
         model=_model(options.model or plan.model, site, say),
         config=config,
         speed=speed,
+        profile_json=profile_json,
         log_level=options.log_level,
         log_format=options.log_format,
     )

@@ -76,8 +76,13 @@ class OnlinePlan:
     """Share of requests that keep both, 0 to 1."""
     max_instances: int = 0
     """Of all pools together; 0: as many as the plan has."""
+    window_s: float = 600.0
+    """That is looked at; a shift has to last for one more."""
     cool_down_s: float = 300.0
     """Between two changes."""
+    gpu: str = ""
+    """What instances run on, as the planner's catalogue names it; empty: they are as fast as the
+    profile says that `baton up --profile` gave."""
 
     def problems(self) -> Iterator[str]:
         """What is wrong, if anything."""
@@ -85,6 +90,8 @@ class OnlinePlan:
             yield "slo_ttft_s and slo_tpot_s must be above 0"
         if not 0 < self.attainment < 1:
             yield f"attainment must be between 0 and 1, got {self.attainment}"
+        if not self.window_s > 0:
+            yield f"window_s must be above 0, got {self.window_s}"
         if self.max_instances < 0 or self.cool_down_s < 0:
             yield "max_instances and cool_down_s must be at least 0"
 

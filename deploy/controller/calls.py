@@ -34,6 +34,10 @@ class Calls(Protocol):
         """Of a router's OpenAI API."""
         ...
 
+    async def workload(self, address: str, after: int) -> cluster_pb2.WorkloadReply:
+        """Of a router: what ended since a place in its list."""
+        ...
+
 
 class GrpcCalls:
     """One connection per call: they are rare, and members come and go."""
@@ -55,6 +59,13 @@ class GrpcCalls:
     async def http_address(self, address: str) -> str:
         """See Calls."""
         return str((await _status(address)).http_address)
+
+    async def workload(self, address: str, after: int) -> cluster_pb2.WorkloadReply:
+        """See Calls."""
+        request = cluster_pb2.WorkloadRequest(after=after)
+        reply = await _ask(address, lambda stub: stub.Workload(request, timeout=CALL_TIMEOUT_S))
+        assert isinstance(reply, cluster_pb2.WorkloadReply)
+        return reply
 
 
 async def _status(address: str) -> Any:  # noqa: ANN401 - a message

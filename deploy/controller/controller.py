@@ -91,7 +91,7 @@ class Controller:
         """What is to be; None before anybody said."""
         if self.record is None:
             return NOTHING if self._is_ending else None
-        wanted = wanted_of(self.record.deployment)
+        wanted = wanted_of(self.record.in_force)
         if self._lacks_room:
             # Then the old one leaves first.
             wanted = replace(wanted, max_surge=0)
@@ -122,7 +122,10 @@ class Controller:
 
     def first_actions(self, deployment: Deployment) -> tuple[Action, ...]:
         """What would be done at once."""
-        return decide(wanted_of(deployment), self.roster.members)
+        record = self.record
+        is_known = record is not None and record.deployment == deployment
+        wanted = record.in_force if record is not None and is_known else deployment
+        return decide(wanted_of(wanted), self.roster.members)
 
     def put(self, deployment: Deployment) -> int:
         """From now on the cluster is to be this; its edition, which is a new one if this differs.
@@ -142,6 +145,20 @@ class Controller:
         self._put_record(Record(edition=edition, deployment=deployment, doors=doors))
         self.roster.say("", f"plan {edition} is in force")
         return edition
+
+    def resize(self, sizes: Mapping[Role, int], why: str) -> int:
+        """Pools are to have these sizes from now on; the edition. Raises WrongState."""
+        if self._is_ending or self.record is None:
+            raise WrongState(
+                "there is no plan to change" if not self._is_ending else "it is ending"
+            )
+        record = replace(self.record, edition=self.record.edition + 1, sizes=dict(sizes))
+        self._lacks_room = False
+        self._put_record(record)
+        told = ", ".join(f"{num} {role}" for role, num in sizes.items() if num)
+        self.roster.say("", f"plan {record.edition} is in force: {told}; {why}")
+        self._wake.set()
+        return record.edition
 
     def drain(self, name: str, timeout_s: float) -> None:
         """Take one member out; the loop puts another in its place. Raises UnknownMember."""
@@ -213,7 +230,7 @@ class Controller:
             case Start():
                 self._start(action)
             case Drain():
-                plan_s = self.record.deployment.plan.drain_s if self.record else 0.0
+                plan_s = self.record.in_force.plan.drain_s if self.record else 0.0
                 timeout_s = self._drain_s if self._is_ending else plan_s
                 self._leave(self.roster.get(action.name), timeout_s, action.reason)
             case ChangeRole():
@@ -250,7 +267,7 @@ class Controller:
     def _order(self, start: Start) -> Order | None:
         """None: nothing has room for it now."""
         assert self.record is not None, "nothing is started before there is a plan"
-        deployment = self.record.deployment
+        deployment = self.record.in_force
         if start.role is Role.ROUTER:
             return self._router_order(start, deployment)
         order = instance_order(self._cluster, deployment, start, new_name(self.roster), "")

@@ -29,6 +29,8 @@ class Deployment:
     """Folder, .gguf file, hf:ORG/NAME@COMMIT; empty: the default model. Every host looks for it."""
     config: Config = field(default_factory=Config)
     speed: Speed = field(default_factory=Speed)
+    profile_json: str = ""
+    """Of `baton profile`: what online planning rests on, unless the plan names a GPU."""
     log_level: str = "WARNING"
     log_format: str = LogFormat.TEXT.value
 

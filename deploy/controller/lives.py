@@ -101,7 +101,7 @@ class Lives:
         deadline_s = self._clock.now_s() + limit_s
         while self._is_leaving(name) and (left_s := deadline_s - self._clock.now_s()) > 0:
             await wait_at_most(self._roster.changed, left_s)
-        while self._is_leaving(name) and not await self._force(name):
+        while self._is_leaving(name) and not await self._force(name):  # noqa: ASYNC110
             await asyncio.sleep(RETRY_S)
 
     def _is_leaving(self, name: str) -> bool:

@@ -15,6 +15,7 @@ from deploy.controller.controller import Controller
 from deploy.controller.lives import Reach
 from deploy.controller.online import Online
 from deploy.controller.orders import Cluster
+from deploy.controller.planning import OwnPlanner
 from deploy.controller.ray_hands import RayHands
 from deploy.controller.record import Record, RecordFile, newest
 from deploy.controller.service import SERVICE, ControllerService
@@ -89,7 +90,9 @@ class _Process:
         self._clock = MonotonicClock()
         self._file = RecordFile(spec.folder / f"{spec.cluster}.json")
         self._unsaved = asyncio.Event()
-        reach = Reach(hands=RayHands(ray, spec.cluster), calls=GrpcCalls(), clock=self._clock)
+        self._calls = GrpcCalls()
+        hands = RayHands(ray, spec.cluster)
+        reach = Reach(hands=hands, calls=self._calls, clock=self._clock)
         self._controller = Controller(
             Cluster(name=spec.cluster, registry_url=spec.registry_url), reach, keep=self._keep
         )
@@ -98,7 +101,8 @@ class _Process:
     async def run(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
         """Serve first: what is asked before it leads is answered by the state it finds."""
         server = await build(Plane.CLIENT, (SERVICE,))
-        online = Online()
+        planner = OwnPlanner(self._spec.folder)
+        online = Online(self._controller, self._calls, planner, self._clock)
         service = ControllerService(self._spec.cluster, self._controller, online, self._clock)
         controller_pb2_grpc.add_ControllerServicer_to_server(service, server.grpc)
         address = f"{self._spec.host}:{bind(server, f'{self._spec.host}:0')}"
@@ -132,7 +136,7 @@ class _Process:
 
         serving = asyncio.Event()
         life = Life(ready=serving, stop=stop, drain=nothing, drain_s=0.0)
-        await serve(server, (lead, control, self._save), life)
+        await serve(server, (lead, control, self._save, online.run), life)
 
     def _on_term(self, term: int) -> None:
         self._controller.term = term

@@ -3,11 +3,13 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from core.errors import ConfigError
 from core.json_tree import loads
+from core.member import Role
+from core.plan_text import plan_text, with_replicas
 from deploy.controller.deployment import Deployment
 
 
@@ -29,6 +31,17 @@ class Record:
     deployment: Deployment
     doors: Mapping[str, Doors] = field(default_factory=dict)
     """By name of the router."""
+    sizes: Mapping[Role, int] = field(default_factory=dict)
+    """Of pools, as online planning has changed them; empty: as the deployment's plan says."""
+
+    @property
+    def in_force(self) -> Deployment:
+        """What the cluster is to be now."""
+        if not self.sizes:
+            return self.deployment
+        plan = with_replicas(self.deployment.plan, self.sizes)
+        text = plan_text(plan, ("sizes of pools as planned online from what was served",))
+        return replace(self.deployment, plan_toml=text)
 
     def to_json(self) -> str:
         """One line."""
@@ -37,6 +50,7 @@ class Record:
             "edition": self.edition,
             "deployment": json.loads(self.deployment.to_json()),
             "doors": doors,
+            "sizes": {role.value: num for role, num in self.sizes.items()},
         }
         return json.dumps(document, sort_keys=True)
 
@@ -53,6 +67,7 @@ class Record:
                 edition=int(document["edition"]),
                 deployment=Deployment.from_json(json.dumps(document["deployment"])),
                 doors=doors,
+                sizes={Role(role): int(num) for role, num in document["sizes"].items()},
             )
         except (
             ValueError,

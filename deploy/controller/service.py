@@ -99,7 +99,7 @@ class ControllerService(controller_pb2_grpc.ControllerServicer):
             cluster=self._name,
             term=controller.term,
             edition=record.edition if record else 0,
-            plan_toml=record.deployment.plan_toml if record else "",
+            plan_toml=record.in_force.plan_toml if record else "",
             settled=not waits_for,
             waits_for=waits_for,
             members=[self._member(member) for member in controller.roster.members],

@@ -18,6 +18,7 @@ from deploy.controller.lives import Reach
 from deploy.controller.orders import Cluster
 from deploy.controller.record import Record
 from deploy.controller.seen import Seen
+from rpc.pb import cluster_pb2
 from tests.bench.load.virtual import run_virtually
 
 LOAD_S = 2.0
@@ -196,6 +197,8 @@ class FakeCalls:
         """Name, what was asked for, term."""
         self.stubborn = False
         """It drains, and never ends."""
+        self.served: list[cluster_pb2.EndedRequest] = []
+        """Of whichever router is asked."""
         self.refusing: dict[str, int] = {}
         """Calls by name: so many of them are refused from now on."""
         self.asked: list[str] = []
@@ -224,6 +227,14 @@ class FakeCalls:
         """See Calls."""
         process = await self._at(address, "http_address")
         return f"{process.found.host}:{int(address.rpartition(':')[2]) + 1000}"
+
+    async def workload(self, address: str, after: int) -> cluster_pb2.WorkloadReply:
+        """See Calls."""
+        process = await self._at(address, "workload")
+        rest = self.served[after:]
+        return cluster_pb2.WorkloadReply(
+            requests=rest, next=len(self.served), incarnation=process.found.name
+        )
 
     async def _at(self, address: str, call: str) -> Process:
         self.asked.append(call)
