@@ -233,7 +233,7 @@ class FakeCalls:
         process = await self._at(address, "workload")
         rest = self.served[after:]
         return cluster_pb2.WorkloadReply(
-            requests=rest, next=len(self.served), incarnation=process.found.name
+            requests=rest, next=len(self.served), incarnation=process.address
         )
 
     async def _at(self, address: str, call: str) -> Process:
