@@ -204,7 +204,7 @@ class FakeCalls:
         self.asked: list[str] = []
         self.gates: dict[str, asyncio.Event] = {}
         """Calls by name: they wait for that."""
-        self._hands = hands
+        self.hands = hands
 
     async def drain(self, address: str, timeout_s: float, term: int) -> None:
         """See Calls."""
@@ -244,7 +244,7 @@ class FakeCalls:
         if self.refusing.get(call, 0) > 0:
             self.refusing[call] -= 1
             raise PeerLost(f"{address} does not answer")
-        process = self._hands.at(address)
+        process = self.hands.at(address)
         if process is None:
             raise PeerLost(f"nobody is at {address}")
         return process

@@ -1,4 +1,7 @@
-"""The load shifts three times, as `shift_spec` says; the plan follows it, once each time."""
+"""The load shifts three times, as `shift_spec` says; the controller follows it, once each time.
+
+Controller and planner are the real ones, on a virtual clock; instances and requests are simulated.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from planner.search.results import Goal
 from planner.search.trials import published
 from planner.sim.simulate import simulate
 from planner.workload.presets import load_workload
+from tests.deploy.controller.conducted import conducted
 from tests.planner.online import shift_spec as spec
 from tests.planner.online.world import (
     Changed,
@@ -75,7 +79,7 @@ def never(now_s: float, recent: Recent, in_force: Sizes) -> Decision:
 def run(look: Callable[[float, Recent, Sizes], Decision]) -> list[Part]:
     made = [segment(preset, speed) for _, preset, speed in spec.SEGMENTS]
     world = World(ground=ground(), traffic=one_after_the_other(made), sizes=spec.START)
-    watched(world, look, spec.SEGMENT_S * len(made))
+    conducted(world, look, spec.SEGMENT_S * len(made))
     parts, before = list[Part](), spec.START
     for number in range(len(made)):
         parts.append(_part(world, number, before))
