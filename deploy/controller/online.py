@@ -96,7 +96,7 @@ class Online:
         """Now, whatever has shifted. Raises NothingServed, or what the planner says."""
         record = self._controller.record
         if record is None or self._watched is None:
-            raise NothingServed("there is no plan yet")
+            raise NothingServed("nothing has been watched yet: try again in a few seconds")
         await self._ask_routers(self._watched.window)
         recent = self._watched.window.recent(self._clock.now_s())
         if not can_be_played(recent):

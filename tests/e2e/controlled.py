@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -29,6 +29,8 @@ four of them one after the other."""
 CALL_S = 20.0
 NUM_AT_ONCE = 4
 RETRY_S = 0.2
+USUAL = questions(12, vocab_size=512, prompt_tokens=range(1, 99), output_tokens=range(60, 120))
+"""Few: the oracle answers each of them once."""
 
 
 def deployment(model_dir: Path, plan_toml: str, *, num_blocks: int = 512) -> Deployment:
@@ -61,14 +63,14 @@ class Controlled:
         """The first deployment with another plan."""
         return replace(self.first, plan_toml=text)
 
-    async def call(self, method: str, request: object) -> object:
-        """One call of the Controller service, again while nobody leads."""
-        async with asyncio.timeout(CALL_S):
-            while True:
-                address = await self.controller_address()
-                async with dial(address, plane=Plane.CLIENT) as channel:
-                    stub = controller_pb2_grpc.ControllerStub(channel)
-                    return await getattr(stub, method)(request, timeout=CALL_S)
+    async def call(self, method: str, request: object, timeout_s: float = CALL_S) -> object:
+        """One call of the Controller service, of whoever leads."""
+        async with asyncio.timeout(timeout_s):
+            address = await self.controller_address()
+            async with dial(address, plane=Plane.CLIENT) as channel:
+                stub = controller_pb2_grpc.ControllerStub(channel)
+                reply: object = await getattr(stub, method)(request, timeout=timeout_s)
+                return reply
 
     async def controller_address(self) -> str:
         """As the registry has it."""
@@ -194,22 +196,21 @@ def kill_at(address: str) -> None:
 
 
 async def under_load(
-    routers: list[str], work: Coroutine[object, object, None], *, num_at_once: int = NUM_AT_ONCE
+    routers: list[str],
+    work: Coroutine[object, object, None],
+    *,
+    asked: Sequence[Question] = USUAL,
 ) -> list[Answer]:
     """All answers that were asked for while `work` went on. A request that fails, fails this."""
-    answers, is_over = list[Answer](), asyncio.Event()
-    asked = cycle(
-        # Few: the oracle answers each of them once.
-        questions(12, vocab_size=512, prompt_tokens=range(1, 99), output_tokens=range(60, 120))
-    )
+    answers, is_over, turns = list[Answer](), asyncio.Event(), cycle(asked)
 
     async def ask_on(client: AsyncClient, mine: Callable[[], Question]) -> None:
         while not is_over.is_set():
             answers.append(await ask(client, mine()))
 
     async with AsyncClient(routers) as client, asyncio.TaskGroup() as group:
-        for _ in range(num_at_once):
-            group.create_task(ask_on(client, lambda: next(asked)))
+        for _ in range(NUM_AT_ONCE):
+            group.create_task(ask_on(client, lambda: next(turns)))
         await work
         is_over.set()
     return answers
