@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +14,21 @@ import grpc.aio
 
 from core.config import Config
 from core.errors import BatonError, ModelError, PeerLost
-from core.ids import InstanceId, RouterId
 from core.member import Role
-from core.plan import Plan, PoolPlan
+from core.plan import Plan
+from core.plan_text import plan_text
 from deploy.actors import READY_TIMEOUT_S, ServiceActor, StartFailed
 from deploy.check_model import check_model
-from deploy.instance import InstanceSpec
+from deploy.controller.decide import Start, router_name
+from deploy.controller.deployment import Deployment
+from deploy.controller.hands import Order
+from deploy.controller.orders import Cluster as Members
+from deploy.controller.orders import instance_order, router_order
 from deploy.memory import available_memory_bytes, check_memory, cluster_bytes
+from deploy.places import place_of
 from deploy.ray_runtime import private_ray
 from registry.embedded import EmbeddedValkey
-from router.spec import RouterSpec, Speed
+from router.spec import Speed
 from rpc.dial import dial
 from rpc.pb import cluster_pb2, cluster_pb2_grpc
 from rpc.serve import BindFailed
@@ -31,10 +36,11 @@ from rpc.serve import BindFailed
 if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 logger = logging.getLogger(__name__)
 
+HOST = "127.0.0.1"
+"""This machine alone is served."""
 STOP_TIMEOUT_S = 10.0
 """Past the drain: closing servers and channels; then Ray kills what is left."""
 CONNECT_TIMEOUT_S = 30.0
@@ -59,7 +65,7 @@ class ClusterSpec:
     registry_url: str | None = None
     """None starts the embedded Valkey."""
     router_port: int = 0
-    """Of the first router; 0 takes any free one."""
+    """Of the first router, in place of the plan's."""
     http_port: int = 0
     """The same, of OpenAI's API."""
     drain_s: float = 5.0
@@ -104,10 +110,10 @@ class Cluster:
         except (TimeoutError, self.ray.exceptions.RayError) as error:
             raise PeerLost(f"no answer from an actor: {type(error).__name__}: {error}") from error
 
-    async def start(self, specs: "list[ActorSpec]", on_progress: Progress) -> None:
+    async def start(self, orders: list[Order], on_progress: Progress) -> None:
         """Start all actors at once, and wait until each serves."""
-        for spec in specs:
-            self.actors[spec.name] = self._actor(spec)
+        for order in orders:
+            self.actors[order.name] = self._actor(order)
         try:
             async with asyncio.TaskGroup() as group:
                 for name in self.actors:
@@ -124,35 +130,22 @@ class Cluster:
         self.addresses[name] = await self.address(name)
         on_progress(f"{name} serves on {self.addresses[name]}")
 
-    def _actor(self, spec: "ActorSpec") -> "ActorHandle[Any]":
+    def _actor(self, order: Order) -> "ActorHandle[Any]":
         options: dict[str, Any] = {
-            "num_cpus": spec.num_cpus,
-            "num_gpus": spec.num_gpus,
+            "num_cpus": order.bundle.get("CPU", 0),
+            "num_gpus": order.bundle.get("GPU", 0),
             "max_restarts": -1,
             # Calls that meet a restart wait for it.
             "max_task_retries": -1,
             "max_concurrency": FREE_CALLS,
         }
-        if spec.num_cpus or spec.num_gpus:
-            options["scheduling_strategy"] = self._placement(spec)
+        if order.bundle:
+            options["scheduling_strategy"] = place_of(order.name, order.bundle)
         actor = self.ray.remote(ServiceActor).options(**options)
         handle: ActorHandle[Any] = actor.remote(
-            spec.name, spec.kind, spec.spec_json, spec.log_level, spec.log_format
+            order.name, order.kind, order.spec_json, order.log_level, order.log_format
         )
         return handle
-
-    def _placement(self, spec: "ActorSpec") -> "PlacementGroupSchedulingStrategy":
-        """The instance's placement group: its ranks packed on one host."""
-        from ray.util.placement_group import placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        bundle = {"CPU": spec.num_cpus, "GPU": spec.num_gpus}
-        group = placement_group(
-            [{kind: amount for kind, amount in bundle.items() if amount}],
-            strategy="STRICT_PACK",
-            name=spec.name,
-        )
-        return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
 
     async def stop(self, drain_s: float) -> None:
         """Routers first, so that nothing new reaches instances that drain."""
@@ -200,20 +193,6 @@ def _num_connected(reply: cluster_pb2.StatusReply) -> int:
     return sum(instance.connected for instance in reply.instances)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActorSpec:
-    """One actor to start."""
-
-    name: str
-    kind: str
-    """router or instance."""
-    spec_json: str
-    log_level: str
-    log_format: str
-    num_cpus: float
-    num_gpus: float
-
-
 @asynccontextmanager
 async def start_cluster(
     spec: ClusterSpec, on_progress: Progress = lambda _: None
@@ -228,15 +207,14 @@ async def start_cluster(
         if url is None:
             on_progress("starting Valkey")
             url = (await stack.enter_async_context(EmbeddedValkey())).url
-        members = list(_members(spec, url))
+        orders = list(_orders(spec, url))
         on_progress("starting Ray")
-        num_cpus = sum(member.num_cpus for member in members)
-        num_gpus = sum(member.num_gpus for member in members)
+        num_cpus, num_gpus = (sum(o.bundle.get(kind, 0) for o in orders) for kind in ("CPU", "GPU"))
         ray = stack.enter_context(private_ray(num_cpus=int(num_cpus) + 1, num_gpus=int(num_gpus)))
         cluster = Cluster(ray=ray, registry_url=url)
-        on_progress(f"loading the model into {len(members) - spec.plan.router.replicas} instances")
+        on_progress(f"loading the model into {len(orders) - spec.plan.router.replicas} instances")
         # Broken off while it starts, there is nothing to drain: Ray ends the processes.
-        await cluster.start(members, on_progress)
+        await cluster.start(orders, on_progress)
         try:
             yield cluster
         finally:
@@ -269,64 +247,36 @@ def check_port(port: int) -> None:
             raise BindFailed(f"cannot listen on 127.0.0.1:{port}: {error.strerror}") from error
 
 
-def _members(spec: ClusterSpec, registry_url: str) -> Iterator[ActorSpec]:
-    plan = spec.plan
-    pools = {Role.PREFILL: plan.prefill, Role.DECODE: plan.decode, Role.MIXED: plan.mixed}
-    for role, pool in pools.items():
+def _orders(spec: ClusterSpec, registry_url: str) -> Iterator[Order]:
+    cluster = Members(name=spec.name, registry_url=registry_url, host=HOST)
+    deployment = _deployment(spec)
+    plan = deployment.plan
+    for role, pool in plan.pools.items():
+        start = Start(role=role, make="")
         for index in range(pool.replicas):
-            yield _instance(spec, registry_url, role, pool, f"{role}-{index}")
+            order = instance_order(cluster, deployment, start, f"{role}-{index}", "")
+            # This Ray counts nothing else: what other resources stand for is here, or nowhere.
+            counted = {name: n for name, n in order.bundle.items() if name in ("CPU", "GPU")}
+            yield replace(order, bundle=counted)
     for index in range(plan.router.replicas):
-        yield _router(spec, registry_url, index)
+        start = Start(role=Role.ROUTER, make="", name=router_name(index))
+        yield router_order(cluster, deployment, start, {})
 
 
-def _instance(
-    spec: ClusterSpec, registry_url: str, role: Role, pool: PoolPlan, name: str
-) -> ActorSpec:
-    instance = InstanceSpec(
-        instance_id=InstanceId(name),
-        role=role,
-        model_dir=spec.model_dir,
+def _deployment(spec: ClusterSpec) -> Deployment:
+    doors = spec.plan.router
+    router = replace(
+        doors,
+        port=spec.router_port or doors.port,
+        http_port=spec.http_port or doors.http_port,
+    )
+    return Deployment(
+        plan_toml=plan_text(replace(spec.plan, router=router, drain_s=spec.drain_s)),
+        model=str(spec.model_dir),
         config=spec.config,
-        layout=pool.layout,
-        model_name=spec.plan.model_name,
-        registry_url=registry_url,
-        cluster=spec.name,
-        drain_s=spec.drain_s,
-    )
-    kind = spec.plan.type_of(pool)
-    # One bundle for all ranks: they are children of the instance's process, so on its host.
-    return ActorSpec(
-        name=name,
-        kind="instance",
-        spec_json=instance.to_json(),
-        log_level=spec.log_level,
-        log_format=spec.log_format,
-        num_cpus=kind.num_cpus * pool.layout.num_workers,
-        num_gpus=kind.num_gpus * pool.layout.num_workers,
-    )
-
-
-def _router(spec: ClusterSpec, registry_url: str, index: int) -> ActorSpec:
-    router = RouterSpec(
-        router_id=RouterId(f"router-{index}"),
-        model_dir=spec.model_dir,
-        config=spec.config.router,
         speed=spec.speed,
-        registry_url=registry_url,
-        cluster=spec.name,
-        port=spec.router_port if index == 0 else 0,
-        http_port=spec.http_port if index == 0 else 0,
-        max_decoding=spec.config.worker.max_running,
-        drain_s=spec.drain_s,
-    )
-    return ActorSpec(
-        name=f"router-{index}",
-        kind="router",
-        spec_json=router.to_json(),
         log_level=spec.log_level,
         log_format=spec.log_format,
-        num_cpus=0,
-        num_gpus=0,
     )
 
 

@@ -60,6 +60,8 @@ class Cluster:
 
     name: str
     registry_url: str
+    host: str = HERE
+    """That they listen on."""
 
 
 def instance_order(
@@ -77,7 +79,7 @@ def instance_order(
         layout=pool.layout,
         registry_url=cluster.registry_url,
         cluster=cluster.name,
-        host=HERE,
+        host=cluster.host,
         drain_s=plan.drain_s,
     )
     return Order(
@@ -107,7 +109,7 @@ def router_order(
         speed=deployment.speed,
         registry_url=cluster.registry_url,
         cluster=cluster.name,
-        host=HERE,
+        host=cluster.host,
         port=_port(plan.router.port, index, last.port if last else 0),
         http_port=_port(plan.router.http_port, index, last.http_port if last else 0),
         max_decoding=deployment.config.worker.max_running,

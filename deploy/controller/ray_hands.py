@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.errors import PeerLost
@@ -13,6 +13,7 @@ from deploy.actors import READY_TIMEOUT_S, ServiceActor, StartFailed, host_addre
 from deploy.controller.fit import Host
 from deploy.controller.hands import Born, Found, Order, Unfinished
 from deploy.log_files import UnknownLog, log_path, read_piece
+from deploy.places import place_of
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -162,7 +163,9 @@ class RayHands:
         }
         pin = {f"node:{order.host}": 0.001} if order.host else {}
         if order.bundle:
-            options["scheduling_strategy"] = self._place(order, {**order.bundle, **pin})
+            group = self._group_name(order.name)
+            bundle = {**order.bundle, **pin}
+            options["scheduling_strategy"] = place_of(group, bundle, lifetime="detached")
         elif pin:
             options["resources"] = pin
         about = {
@@ -185,19 +188,6 @@ class RayHands:
         )
         if order.host:
             self._hosts[order.name] = order.host
-
-    def _place(self, order: Order, bundle: Mapping[str, float]) -> object:
-        """The instance's placement group: its ranks packed on one host."""
-        from ray.util.placement_group import placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        group = placement_group(
-            [dict(bundle)],
-            strategy="STRICT_PACK",
-            name=self._group_name(order.name),
-            lifetime="detached",
-        )
-        return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
 
     def _end(self, name: str) -> None:
         try:

@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy.local_ray.door import read_holder
+
 pytestmark = pytest.mark.ray
 
 BATON = Path(sys.executable).parent / "baton"
@@ -57,6 +59,10 @@ def test_up_again_too_much_down(
     assert "nothing to change" in again["parts_s"]
     print(f"parts of a second one: {again['parts_s']}")
 
+    holder = read_holder(Path(environ["XDG_STATE_HOME"]) / "baton" / "clusters" / "baton" / "ray")
+    assert holder is not None
+    assert holder.scratch.is_dir()
+
     members = members_of(environ)
     too_much = tmp_path / "too-much.toml"
     too_much.write_text(PLAN + "num_gpus = 8\n")
@@ -69,6 +75,7 @@ def test_up_again_too_much_down(
     assert "4 tokens" in said
     said = baton(environ, "down")
     assert "cluster baton is down" in said
+    assert not holder.scratch.exists()
 
 
 def test_a_model_that_is_none(environ: dict[str, str], plan: Path, tmp_path: Path) -> None:
@@ -97,11 +104,9 @@ def members_of(environ: dict[str, str]) -> set[str]:
 
 
 def left_of(environ: dict[str, str]) -> list[str]:
-    """What a cluster could leave: processes that name our folders, files, shared memory."""
+    """What a cluster could leave: files, and processes that name our folder."""
     state = Path(environ["XDG_STATE_HOME"])
     files = [str(path) for path in state.rglob("*") if path.is_file()]
-    files += [str(path) for path in Path("/tmp").glob("baton-*")]
-    files += [str(path) for path in Path("/dev/shm").iterdir()]
     alive = [p for p in psutil.process_iter() if p.status() != psutil.STATUS_ZOMBIE]
     ours = [p.name() for p in alive if is_ours(p, state)]
     return sorted([*files, *ours])
