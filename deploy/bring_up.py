@@ -24,6 +24,7 @@ from deploy.log_files import remove_logs
 from deploy.memory import available_memory_bytes, check_memory, cluster_bytes
 from deploy.ray_runtime import joined_ray
 from deploy.store import StoreSpec
+from registry.connect import check_store_at
 from registry.home import ValkeyHome
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ async def lay_ground(site: Site, on_progress: Progress) -> Ground:
 
     Raises a BatonError with what did not start.
     """
+    if site.registry_url:
+        await check_store_at(site.registry_url, site.name)
     token = None
     ray_address = site.ray_address
     if not ray_address:

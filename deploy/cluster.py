@@ -27,6 +27,7 @@ from deploy.controller.orders import instance_order, router_order
 from deploy.memory import available_memory_bytes, check_memory, cluster_bytes
 from deploy.places import place_of
 from deploy.ray_runtime import private_ray
+from registry.connect import check_store_at
 from registry.embedded import EmbeddedValkey
 from router.spec import Speed
 from rpc.dial import dial
@@ -232,6 +233,8 @@ async def _check(spec: ClusterSpec) -> None:
     for port in (spec.router_port, spec.http_port):
         if port:
             check_port(port)
+    if spec.registry_url is not None:
+        await check_store_at(spec.registry_url, spec.name)
     # Last: it takes seconds, the others nothing.
     await check_model(spec.model_dir, layouts=spec.plan.layouts)
 

@@ -14,6 +14,7 @@ from core.errors import ConfigError
 from registry.api import Registry
 from registry.keys import Keys
 from registry.redis_registry import RedisRegistry
+from registry.store_check import check_store
 from registry.watching import DEFAULT_PACE, WatchPace
 
 SOCKET_TIMEOUT_S = 1.0
@@ -34,6 +35,16 @@ def connect(
     if problems := tuple(_problems(parts)):
         raise ConfigError(problems)
     return RedisRegistry(_client(parts), Keys(cluster), where=redacted(url), clock=clock, pace=pace)
+
+
+async def check_store_at(url: str, cluster: str) -> None:
+    """Whether the store there is fit to hold a cluster. Raises ConfigError for the URL, StoreUnfit,
+    or RegistryUnavailable."""
+    registry = connect(url, cluster)
+    try:
+        await check_store(registry)
+    finally:
+        await registry.close()
 
 
 def redacted(url: str) -> str:

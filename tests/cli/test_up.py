@@ -1,13 +1,18 @@
 """`baton up` and `baton down` with what they refuse before anything is started."""
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from cli.main import app
 from cli.running import ClusterNote, write_note
 from deploy.tiny_model import write_tiny_llama
+from registry.embedded import EmbeddedValkey
+from tests.e2e.running import OwnLoop
 
 run = CliRunner()
 
@@ -66,3 +71,27 @@ def test_down_leaves_what_serve_runs_to_it() -> None:
     result = run.invoke(app, ["down"])
     assert result.exit_code == 1
     assert "Ctrl-C there ends it" in result.stderr
+
+
+def test_a_store_that_may_lose_keys(tmp_path: Path) -> None:
+    """Told before Ray is started."""
+    plan, model = tmp_path / "plan.toml", write_tiny_llama(tmp_path / "tiny")
+    plan.write_text("")
+    with evicting_store() as url:
+        result = run.invoke(app, ["up", str(plan), "--model", str(model), "--registry", url])
+    assert result.exit_code == 1
+    assert "set maxmemory-policy noeviction" in result.stderr
+    assert not (tmp_path / "state" / "baton" / "clusters").exists()
+
+
+@contextmanager
+def evicting_store() -> Iterator[str]:
+    """A real one, on a loop of its own thread."""
+
+    async def evicting() -> AsyncIterator[str]:
+        async with EmbeddedValkey() as server, Redis.from_url(server.url, protocol=2) as client:
+            await client.config_set("maxmemory-policy", "allkeys-lru")
+            yield server.url
+
+    with OwnLoop(asynccontextmanager(evicting)()) as loop:
+        yield loop.value
