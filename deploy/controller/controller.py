@@ -216,7 +216,7 @@ class Controller:
         actions = decide(wanted, self.roster.members)
         if any(isinstance(action, Start) for action in actions):
             try:
-                self._hosts = await self._hands.hosts()
+                self._hosts = [self._without_promised(h) for h in await self._hands.hosts()]
             except Unfinished as error:
                 self._retry_soon(f"cannot see the hosts: {error}")
                 return
@@ -258,6 +258,7 @@ class Controller:
                 since_s=now_s,
                 host=order.host,
                 bundle=order.bundle,
+                has_place=False,
             )
         )
         where = f" on {order.host}" if order.host else ""
@@ -296,6 +297,13 @@ class Controller:
     @property
     def _doors(self) -> Mapping[str, Doors]:
         return self.record.doors if self.record else {}
+
+    def _without_promised(self, host: Host) -> Host:
+        """Ray tells of a place that was taken only after a while."""
+        for member in self.roster.members:
+            if member.host == host.address and not member.has_place:
+                host = host.with_member(member.role, member.bundle)
+        return host
 
     def _hosts_now(self) -> list[Host]:
         """With our members, by role, as they are now."""

@@ -69,7 +69,7 @@ class Hands(Protocol):
         ...
 
     async def start(self, order: Order) -> None:
-        """Create it; return before it serves."""
+        """Create it; return once it has its place, before it serves. Unfinished: it got none."""
         ...
 
     async def born(self, name: str) -> Born:

@@ -60,6 +60,7 @@ class Lives:
             self._lost(order.name, str(error))
             await self._clear(order.name)
             return
+        self._roster.put(replace(self._roster.get(order.name), has_place=True))
         await self._grow(order.name)
 
     async def adopt(self, found: Found) -> None:

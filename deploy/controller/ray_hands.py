@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 CALL_TIMEOUT_S = 20.0
 """Of one question to Ray. Creating an actor waits for its store, which a disk may hold up."""
+PLACE_TIMEOUT_S = 15.0
+"""For Ray to put aside what was free a moment ago."""
 LOOK_S = 30.0
 """One question whether a member has ended is open so long; an answer comes at once when it does."""
 AWAY_PAUSE_S = 1.0
@@ -165,7 +167,11 @@ class RayHands:
         if order.bundle:
             group = self._group_name(order.name)
             bundle = {**order.bundle, **pin}
-            options["scheduling_strategy"] = place_of(group, bundle, lifetime="detached")
+            place = place_of(group, bundle, lifetime="detached")
+            if not place.placement_group.wait(PLACE_TIMEOUT_S):
+                self._remove_group(order.name)
+                raise Unfinished(f"{order.name}: somebody else was faster on {order.host}")
+            options["scheduling_strategy"] = place
         elif pin:
             options["resources"] = pin
         about = {

@@ -81,6 +81,8 @@ class Seen:
     actor_id: str = ""
     bundle: Mapping[str, float] = field(default_factory=dict)
     """Ray resources that it takes of its host."""
+    has_place: bool = True
+    """Ray has put them aside; until then they seem free."""
 
     @property
     def is_router(self) -> bool:
