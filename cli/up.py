@@ -60,7 +60,10 @@ RayAddress = Annotated[
 RegistryUrl = Annotated[
     str, typer.Option(help="redis:// or rediss:// URL; default: a Valkey of our own.")
 ]
-Gpus = Annotated[int, typer.Option(min=0, help="Of this machine, for a Ray of our own.")]
+Gpus = Annotated[
+    int | None,
+    typer.Option(min=0, help="Of this machine, for a Ray of our own; default: all that are found."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done; start at most the controller.")
 ]
@@ -75,7 +78,7 @@ def up(  # noqa: PLR0913 - each is an option of the command line
     profile: Profile = None,
     address: RayAddress = "",
     registry: RegistryUrl = "",
-    gpus: Gpus = 0,
+    gpus: Gpus = None,
     name: Annotated[str, typer.Option(help="The cluster's name.")] = DEFAULT_NAME,
     log_level: LogLevel = "WARNING",
     log_format: LogLines = LogFormat.TEXT,
@@ -104,12 +107,13 @@ def up(  # noqa: PLR0913 - each is an option of the command line
     try:
         from deploy.bring_up import Site
         from deploy.interrupt import until_signal
+        from deploy.inventory.host import num_gpus_here
 
         site = Site(
             name=name,
             ray_address=address,
             registry_url=registry,
-            num_gpus=gpus,
+            num_gpus=num_gpus_here() if gpus is None else gpus,
             log_level=log_level,
             log_format=log_format.value,
         )
@@ -162,7 +166,7 @@ async def _up(options: UpOptions, site: "Site", console: "Console") -> None:
         _show_changes(reply, console)
         return
     state = await _settled(options.name, say)
-    parts.end("start what was missing" if reply.changes else "nothing to change")
+    parts.end("instances and routers")
     note = _note(site, ground, state)
     await _first_token(note)
     parts.end("first token")

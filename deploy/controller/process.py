@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 FIRST_LOOK_S = 10.0
 """For the registry's copy of the record; then the one on disk has to do."""
+LEAD_TTL_S = 3.0
+"""The next controller waits that long at most. Nobody else asks to lead, so one that is late for
+once loses nothing."""
 LAST_WORDS_S = 2.0
 """After the end of the cluster, for those who watch."""
 
@@ -128,6 +131,7 @@ class _Process:
                 on_lost=self._on_lost,
                 deployment=self._text,
                 stop=stop,
+                ttl_s=LEAD_TTL_S,
             )
             await asyncio.Event().wait()
 

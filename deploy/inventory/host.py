@@ -9,10 +9,15 @@ from core.inventory import MAX_GPUS, HostGpu, HostInventory
 from deploy.inventory.gpus import gpu_of
 from deploy.inventory.network import network_links
 from deploy.inventory.nvlinks import nvlinks_of
-from deploy.inventory.nvml import Nvml, asked, ended, why_not_begun
+from deploy.inventory.nvml import Nvml, asked, ended, load_nvml, why_not_begun
 from deploy.inventory.pairs import Seen, gpu_links
 
 NO_GPUS = "the NVIDIA driver finds no GPU"
+
+
+def num_gpus_here() -> int:
+    """That NVIDIA's driver knows; 0 where there is none. Raises NvmlFailed as `read_inventory`."""
+    return len(read_inventory(load_nvml()).gpus)
 
 
 def read_inventory(nvml: Nvml | None, system: Path = Path("/")) -> HostInventory:
