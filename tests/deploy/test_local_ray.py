@@ -129,9 +129,12 @@ def test_nothing_outlives_a_kill(local_ray: LocalRay, who: str) -> None:
 
 def test_what_was_killed_all_at_once_is_cleared_by_the_next(local_ray: LocalRay) -> None:
     killed = local_ray.holder
-    for pid in session_of(killed.pid):
-        if psutil.Process(pid).name() != "raylet":
-            os.kill(pid, signal.SIGKILL)
+    names = {pid: psutil.Process(pid).name() for pid in session_of(killed.pid)}
+    victims = [pid for pid, name in names.items() if name != "raylet"]
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    # A signal is not the end yet.
+    asyncio.run(ended(victims))
     assert running_local_ray(local_ray.folder) is None
     assert killed.scratch.exists()
     assert local_ray.start() != local_ray.door
