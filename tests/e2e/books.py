@@ -9,8 +9,9 @@ from deploy.cluster import Cluster
 from rpc.dial import dial
 from rpc.pb import cluster_pb2, cluster_pb2_grpc
 
-SETTLE_S = 15.0
-"""Ends of streams, releases and lost leases (10 s) are still under way when a test ends."""
+SETTLE_S = 30.0
+"""Ends of streams, releases and lost leases (10 s) are still under way when a test ends; who was
+frozen begins to count when it thaws."""
 LOOK_EVERY_S = 0.05
 IDLE_STATE_NAMES = {str(state) for state in IDLE_STATES}
 
