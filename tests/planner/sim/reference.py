@@ -219,13 +219,19 @@ class Reference:
         if lane.step_end is not None:
             return False
         self._join(lane)
-        has_room = lane.kind.reserves_output or lane.grown_memory <= lane.capacity
-        if has_room or not lane.running:
-            return False
-        self._put_off(lane)
-        while lane.running and lane.grown_memory > lane.capacity:
-            self._put_off(lane)
-        return True
+        was_full = False
+        while self._is_full(lane):
+            while lane.running and lane.grown_memory > lane.capacity:
+                self._put_off(lane)
+            # Whoever has landed comes before those whose KV still waits for room.
+            self._join(lane)
+            was_full = True
+        return was_full
+
+    def _is_full(self, lane: Lane) -> bool:
+        """Not everybody in the batch can grow by a token."""
+        grows = bool(lane.running) and not lane.kind.reserves_output
+        return grows and lane.grown_memory > lane.capacity
 
     def _join(self, lane: Lane) -> None:
         while lane.landed and len(lane.running) < lane.kind.max_batch:

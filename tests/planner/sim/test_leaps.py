@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings
 
+from core.member import Role
 from planner.sim.outcome import Outcome
 from planner.sim.simulate import simulate
-from planner.sim.spec import Cluster
-from planner.sim.traffic import Traffic
+from planner.sim.spec import Cluster, Instance, Kind, Scheduling
+from planner.sim.traffic import Traffic, traffic
+from policy.step_times import NEVER, StepTimes
 from tests.planner.sim.reference import Reference
 from tests.planner.sim.reference_state import Lane
-from tests.planner.sim.worlds import any_clusters, plain_clusters, traffics
+from tests.planner.sim.worlds import UNIT_PS, UNIT_S, any_clusters, plain_clusters, traffics
 
 MOMENTS = {
     "first_token_ps": "first",
@@ -53,6 +55,49 @@ def test_equals_the_reference(cluster: Cluster, requests: Traffic) -> None:
     num_steps = counters.num_leapt_steps + counters.num_single_steps
     assert num_steps == sum(lane.num_steps for lane in played.lanes)
     assert outcome.end_ps == played.now
+
+
+def test_who_has_landed_comes_before_who_waits_for_room() -> None:
+    """Found at random: one answer is put off, and another one takes its place in the batch before
+    its memory goes to a prompt whose KV has not been sent yet."""
+    rows = np.arange(5)[:, None]
+    times = StepTimes(
+        prefill_tokens=np.array([0.0, 8.0]),
+        prefill_s=np.array([UNIT_S, UNIT_S]),
+        per_pair_s=0.0,
+        num_stages=1,
+        stage_s=0.0,
+        first_s=0.0,
+        first_per_token_s=0.0,
+        decode_starts=np.where(rows == 0, NEVER, 0),
+        decode_base_ps=np.where(rows == 0, 0, UNIT_PS),
+        decode_slope_ps=0 * rows,
+        shared_s=0.0,
+        mixed_factor=0.0,
+    )
+    kind = Kind(
+        name="small",
+        times=times,
+        capacity_tokens=40,
+        max_batch=1,
+        step_tokens=3,
+        max_prompts=1,
+        scheduling=Scheduling.JOINED,
+        max_pauses=1,
+    )
+    roles = (Role.PREFILL, Role.DECODE)
+    cluster = Cluster(
+        kinds=(kind,),
+        instances=tuple(Instance(kind=0, role=role, host=0) for role in roles),
+        placement="round_robin",
+        pairs_at_arrival=False,
+    )
+    requests = traffic(np.zeros(5), np.array([3, 1, 18, 21, 1]), np.array([20, 2, 2, 2, 1]))
+    played = Reference(cluster, requests)
+    played.play()
+    seconds = list(simulate(cluster, requests).second_token_ps)
+    assert seconds == [request.second for request in played.requests]
+    assert seconds[1] < seconds[2] < seconds[3]
 
 
 def _columns(outcome: Outcome) -> dict[str, Any]:
